@@ -1,0 +1,37 @@
+"""`perennial check`: what a config would do, in words."""
+
+from __future__ import annotations
+
+from ..core import check
+
+
+def describe(text: str) -> str:
+    """A few lines about the run that `text` describes.
+
+    Raises:
+        ConfigError: every fault at once.
+        DataError: the data cannot be read as the config says.
+    """
+    config = check.read(text)
+    source = check.build(config, "data")
+    from ..data.stream import stream
+
+    causal = config.model.name == "causal_lm"
+    domains = stream(source.read(), config.domains, causal=causal)
+    splits, names = domains.splits, [domain.name for domain in domains.domains]
+    shards, rounds = config.shards, config.round
+    cohort = rounds.cohort or shards.num_clients
+    return "\n".join(
+        [
+            "config is sound:",
+            f"  data      {config.data.name}: {len(splits.train)} train, "
+            f"{len(splits.validation)} validation, {len(splits.test)} test records",
+            f"  domains   {len(names)}: {', '.join(names)}",
+            f"  labels    {sum(len(domain.labels) for domain in domains.domains)}",
+            f"  clients   {shards.num_clients}, dealt {shards.split}; {cohort} asked in a round",
+            f"  rounds    {rounds.rounds} per domain, {rounds.rounds * len(names)} in all",
+            f"  model     {config.model.name}; strategy {config.strategy.name}; "
+            f"sum {config.secure_sum.name}; privacy {config.privacy.name}; "
+            f"continual {config.continual.name}",
+        ]
+    )

@@ -1,0 +1,255 @@
+"""What a run looks like in the terminal: live, as plain lines, as JSON lines, or not at all."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ..core.errors import PerennialError
+from ..server.events import Event, number, read_events
+from ..server.units import DASH, count, duration, percent, size
+from .follow import Progress, Tail, accuracies, rejected
+from .tables import print_matrix
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+Mode: TypeAlias = Literal["live", "plain", "quiet", "json"]
+
+POLL_S = 0.2
+"""Seconds between two looks at the log."""
+
+MOST_LINES = 10
+"""Domains up to which each has a line of its own in the live view."""
+
+
+class Display:
+    """Shows a run while it is written to an event log: opens a thread, closes it.
+
+    The log may be written by another thread or process and need not exist yet. On exit what is
+    left of the log is shown and, in live and plain mode, the accuracy matrix is printed.
+    """
+
+    def __init__(self, path: Path, *, mode: Mode, skip_old: bool = False) -> None:
+        """Prepare to follow `path`.
+
+        Args:
+            path: the run's events.jsonl.
+            mode: `live` for a terminal, `plain` one line per round, evaluation and domain,
+                `json` the events as lines, `quiet` nothing.
+            skip_old: whether `plain` and `json` leave out what the file holds already at the
+                start, as a resumed run wants.
+        """
+        self._path = path
+        self._mode = mode
+        self._skip_old = skip_old
+        self._tail = Tail(path)
+        self._progress = Progress()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        if self._mode == "quiet":
+            return self
+        if self._skip_old:
+            for event in self._tail.new():
+                self._progress.see(event)
+        if self._mode == "live":
+            self._live = _live()
+            self._live.start()
+        self._thread = threading.Thread(target=self._follow, name="display", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._thread is None:
+            return
+        self._stop.set()
+        self._thread.join()
+        self._thread = None
+        self._show_new()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._mode != "json":
+            self._print_end()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_S):
+            self._show_new()
+
+    def _show_new(self) -> None:
+        for event in self._tail.new():
+            self._progress.see(event)
+            if self._mode == "json":
+                print(json.dumps(event, separators=(",", ":")), flush=True)
+            elif self._mode == "plain":
+                for line in plain_lines(event, self._progress):
+                    print(line, flush=True)
+        if self._live is not None:
+            self._live.update(_page(self._progress), refresh=True)
+
+    def _print_end(self) -> None:
+        # Imported here: the report's modules are of no use to the other commands.
+        from ..server.report import summarise
+
+        if not self._path.exists():
+            return
+        try:
+            report = summarise(read_events(self._path))
+        except PerennialError as error:
+            print(f"no summary: {error}", flush=True)
+            return
+        print_matrix(report, _console())
+
+
+def plain_lines(event: Event, progress: Progress) -> Iterator[str]:
+    """What `plain` mode prints for an event that `progress` has seen: no line or one."""
+    kind, where = event["event"], _where(event, progress)
+    if kind == "run_started":
+        domains = count(len(progress.domains), "domain")
+        yield f"run {progress.run}: {domains}, {count(progress.rounds, 'round')} each"
+    elif kind == "run_resumed":
+        yield f"run resumed: {where}, after {count(progress.round, 'round')}"
+    elif kind == "domain_started":
+        yield f"{where}: started, {event.get('labels', 0)} labels"
+    elif kind == "round_finished":
+        cells = _cells(event)
+        words = f"loss {cells[0]}, up {cells[1]}, down {cells[2]}, {cells[3]}, rejected {cells[4]}"
+        yield f"{where}, round {_of(progress.round, progress.rounds)}: {words}"
+    elif kind == "round_failed":
+        yield f"{where}, round {event.get('round', 0) + 1}: failed, {event.get('reason')}"
+    elif kind == "evaluated":
+        scores = accuracies(event)
+        words = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
+        yield f"{where}: accuracy {percent(_mean(scores))} ({words or 'nothing measured'})"
+    elif kind == "domain_finished":
+        yield f"{where}: finished in {duration(number(event.get('seconds')) or 0.0)}"
+    elif kind == "run_finished":
+        yield f"run finished in {duration(number(event.get('seconds')) or 0.0)}"
+
+
+def _where(event: Event, progress: Progress) -> str:
+    domain = int(number(event.get("domain")) or 0)
+    return f"domain {_of(domain + 1, len(progress.domains))} {progress.name(domain)}"
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part}/{whole}" if whole else str(part)
+
+
+def _cells(event: Event) -> tuple[str, str, str, str, str]:
+    """Loss, bytes up, bytes down, seconds and rejected replies of a finished round."""
+    loss = number(event.get("loss"))
+    return (
+        DASH if loss is None else f"{loss:.4f}",
+        size(number(event.get("bytes_up")) or 0.0),
+        size(number(event.get("bytes_down")) or 0.0),
+        duration(number(event.get("seconds")) or 0.0),
+        str(rejected(event)),
+    )
+
+
+def _mean(scores: dict[str, float]) -> float | None:
+    return sum(scores.values()) / len(scores) if scores else None
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _live() -> Live:
+    from rich.live import Live
+
+    # Only the following thread draws: what it shows is never half changed.
+    return Live(console=_console(), auto_refresh=False)
+
+
+def _page(progress: Progress) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [Text(_title(progress), style="bold"), _bars(progress)]
+    if progress.table:
+        parts += [Text(""), _rounds(progress)]
+    if progress.scores:
+        parts += [Text(""), *_scores(progress.scores)]
+    return Group(*parts)
+
+
+def _title(progress: Progress) -> str:
+    if not progress.run:
+        return "waiting for the run to start"
+    domain = f"domain {_of(progress.domain + 1, len(progress.domains))}"
+    done = f"{_of(progress.round, progress.rounds)} rounds done"
+    return f"{progress.run}  {domain} {progress.name(progress.domain)}  {done}"
+
+
+def _bars(progress: Progress) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    left = progress.remaining_s()
+    if progress.finished:
+        words = "finished"
+    else:
+        words = "" if left is None else f"about {duration(left)} left"
+    grid = Table.grid(padding=(0, 2))
+    rows = (
+        ("rounds", progress.done, progress.total, words),
+        ("clients", progress.replied, progress.asked, "have replied in this round"),
+    )
+    for name, part, whole, note in rows:
+        most = max(1, whole)
+        bar = ProgressBar(most, min(part, most), width=32, complete_style="blue")
+        grid.add_row(name, bar, _of(part, whole), note)
+    return grid
+
+
+def _scores(scores: dict[str, float]) -> Iterator[RenderableType]:
+    """The mean, then a line per domain; beyond `MOST_LINES` domains one paragraph."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    yield Text.assemble(("accuracy  ", "dim"), (percent(_mean(scores)), "bold"))
+    if len(scores) > MOST_LINES:
+        yield Text("   ".join(f"{name} {percent(score)}" for name, score in scores.items()))
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(max_width=24, no_wrap=True)
+    for name, score in scores.items():
+        bar = ProgressBar(total=1.0, completed=score, width=24, complete_style="blue")
+        grid.add_row(Text(name), bar, percent(score))
+    yield grid
+
+
+def _rounds(progress: Progress) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("domain", max_width=24, no_wrap=True)
+    for name in ("round", "loss", "accuracy", "up", "down", "time", "rejected"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for event in progress.table:
+        loss, up, down, seconds, refused = _cells(event)
+        place = int(event.get("domain", 0)), int(event.get("round", 0)) + 1
+        score = percent(progress.means.get(place))
+        bad = Text(refused, "red" if refused != "0" else "")
+        domain = Text(progress.name(place[0]))
+        table.add_row(domain, str(place[1]), loss, score, up, down, seconds, bad)
+    return table

@@ -1,0 +1,127 @@
+"""The `perennial` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..core.errors import DataError, PerennialError
+
+app = typer.Typer(
+    name="perennial",
+    help="Federated and continual learning: one shared adapter, improved where the data is.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+File = Annotated[Path, typer.Argument(help="A config in TOML; see examples/.", metavar="FILE")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this form at run time
+    typer.Option("--set", help="Change the config: table.key=value; may be repeated."),
+]
+
+
+def run() -> None:
+    """Run the command line; faults become one message on stderr and an exit code."""
+    try:
+        app()
+    except PerennialError as error:
+        typer.secho(f"perennial: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("perennial: interrupted", err=True)
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"perennial {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Federated and continual learning: one shared adapter, improved where the data is."""
+
+
+@app.command()
+def check(file: File, settings: Settings = None) -> None:
+    """Check a config, its plug-ins and its data, and train nothing."""
+    from .checking import describe
+
+    typer.echo(describe(_text(file, settings)))
+
+
+@app.command()
+def simulate(
+    file: Annotated[Optional[Path], typer.Argument(metavar="FILE")] = None,  # noqa: UP045
+    settings: Settings = None,
+    resume: Annotated[str, typer.Option(help="Go on with this run (a name or a folder).")] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Show each event as a JSON line.")] = False,
+) -> None:
+    """Run a whole sequence of domain updates with simulated clients on this machine."""
+    from .simulating import start
+
+    if (file is None) == (not resume):
+        raise typer.BadParameter("give a FILE, or --resume RUN, and not both")
+    if resume and settings:
+        raise typer.BadParameter("--set cannot change a run that has begun; start a new one")
+    text = "" if file is None else _text(file, settings)
+    start(text, resume, quiet=quiet, json=json)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Name or folder of a run.", metavar="RUN")],
+    folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Rebuild a run's report.json and report.html from its events, and show the result."""
+    from .runs import rebuild
+
+    rebuild(run, folder)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """List the runs with their state, accuracy and size."""
+    from .runs import show
+
+    show(folder)
+
+
+@app.command()
+def bundle(
+    file: File,
+    folder: Annotated[Path, typer.Argument(help="Where the bundle is written.", metavar="DIR")],
+    settings: Settings = None,
+) -> None:
+    """Write the thin Flower app bundle of a config, for `flwr run DIR`."""
+    from ..server.bundle import write_bundle
+
+    path = write_bundle(folder, _text(file, settings))
+    typer.echo(f"wrote {path}; run it with: flwr run {path}")
+
+
+def _text(file: Path, settings: list[str] | None) -> str:
+    from .overrides import override
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{file} must be a config file; there is none. See examples/.") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{file} must be a readable UTF-8 text file: {error}") from error
+    return override(text, settings or [])

@@ -1,0 +1,102 @@
+"""`perennial simulate`: a run folder, a log, a display that follows the events, the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..core import check
+from ..core.errors import DataError, RunError
+from ..core.files import write_atomically
+from .display import Display, Mode
+from .runs import find
+
+
+def start(text: str, resume: str, *, quiet: bool, json: bool) -> None:
+    """Start the run in `text`, or go on with the run `resume`.
+
+    Raises:
+        PerennialError: config, data or model are at fault, or the run cannot go on.
+    """
+    if resume:
+        folder = find(resume, Path("runs"))
+        text = _config_of(folder)
+        check.read(text)
+    else:
+        folder = _new_folder(text)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    mode: Mode = "quiet" if quiet else "json" if json else "live" if _terminal() else "plain"
+    with _logged(folder), _tidy(folder, resume), Display(folder / "events.jsonl", mode=mode):
+        from ..simulations.simulate import simulate
+
+        try:
+            simulate(text, folder)
+        except KeyboardInterrupt:
+            raise RunError(f"stopped; go on with: perennial simulate --resume {folder}") from None
+        except RunError as error:
+            raise RunError(f"{error}\nDetails: {folder / 'log.txt'}") from error
+    if mode in ("live", "plain"):
+        sys.stdout.write(f"report: {folder / 'report.html'}\nadapter: {folder / 'adapter'}\n")
+
+
+def _terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _config_of(folder: Path) -> str:
+    try:
+        return (folder / "config.toml").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} must hold config.toml to be resumed; it does not") from error
+
+
+def _new_folder(text: str) -> Path:
+    table = check.read(text).run
+    home = Path(table.folder).expanduser()
+    stem = f"{table.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1000):
+        folder = home / (f"{stem}-{number}" if number else stem)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise DataError(f"[run.folder] {home} must be a folder to write to: {error}") from error
+        write_atomically(folder / "config.toml", text)
+        return folder
+    raise RunError(f"{home} holds a thousand runs of this second")
+
+
+@contextmanager
+def _tidy(folder: Path, resume: str) -> Iterator[None]:
+    """Leave no run folder behind when the run never began."""
+    try:
+        yield
+    except BaseException:
+        if not resume and not (folder / "events.jsonl").exists():
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """Log to the run folder: the screen belongs to the display."""
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    form = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(form))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    ours = logging.getLogger("perennial")
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,1 @@
+"""The local loop, the client's disk and the Flower ClientApp."""

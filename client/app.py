@@ -1,0 +1,130 @@
+"""The Flower ClientApp: messages in, work done by the process's site, messages out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+
+from ..core import wire
+from ..core.errors import RunError
+from ..core.values import Vector
+from .site import Client, Site, open_client, open_site
+
+logger = logging.getLogger(__name__)
+
+# Flower's own code for a client app that raised.
+_CLIENT_RAISED = 2
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of training: the sealed update."""
+    return _answer(message, context, "train", _train)
+
+
+@app.train("finish")
+def finish(message: Message, context: Context) -> Message:
+    """The end of a domain: what the continual method adds up."""
+    return _answer(message, context, "finish", _finish)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Scores of the client's own test shard."""
+    return _answer(message, context, "evaluate", _evaluate)
+
+
+_Work = Callable[[Site, Client, wire.Task, Message], RecordDict]
+
+
+def _answer(message: Message, context: Context, stage: str, work: _Work) -> Message:
+    try:
+        site, client = _who(context)
+        task = wire.Task.unpack(dict(message.content[wire.TASK]))
+        return Message(work(site, client, task, message), reply_to=message)
+    except Exception as error:  # the app's border: whatever went wrong, the server gets an answer
+        logger.exception("node %d: %s failed", context.node_id, stage)
+        # Only the kind of error leaves the client: its text may quote a record.
+        return Message(Error(_CLIENT_RAISED, f"{stage}: {type(error).__name__}"), reply_to=message)
+
+
+def _who(context: Context) -> tuple[Site, Client]:
+    text = str(context.run_config.get(wire.CONFIG_KEY, ""))
+    if not text:
+        raise RunError(f"the run config must hold the TOML text under {wire.CONFIG_KEY!r}")
+    node = context.node_config
+    data = tuple((k[5:], v) for k, v in sorted(node.items()) if k.startswith("data."))
+    site = open_site(text, data)
+    index = int(node.get("partition-id", 0))
+    default = Path(os.environ.get("PERENNIAL_STATE", "~/.perennial")).expanduser()
+    folder = Path(str(node.get("state-folder") or default / site.config.run.name / f"{index:05d}"))
+    return site, open_client(site, index, folder)
+
+
+def _train(site: Site, client: Client, task: wire.Task, message: Message) -> RecordDict:
+    body, metrics = site.train(client, task, *_vectors(message))
+    return _sealed(task, body, metrics)
+
+
+def _finish(site: Site, client: Client, task: wire.Task, message: Message) -> RecordDict:
+    body, metrics = site.finish(client, task, *_vectors(message))
+    return _sealed(task, body, metrics)
+
+
+def _evaluate(site: Site, client: Client, task: wire.Task, message: Message) -> RecordDict:
+    metrics = site.evaluate(client, task, _vectors(message)[0])
+    return RecordDict({wire.TASK: _ticket(task), wire.METRICS: MetricRecord(dict(metrics))})
+
+
+def _sealed(task: wire.Task, body: bytes, metrics: dict[str, float]) -> RecordDict:
+    array = Array("uint8", (len(body),), wire.SEALED, body)
+    return RecordDict(
+        {
+            wire.ARRAYS: ArrayRecord({wire.BODY: array}),
+            wire.TASK: _ticket(task),
+            wire.METRICS: MetricRecord(dict(metrics)),
+        }
+    )
+
+
+def _ticket(task: wire.Task) -> ConfigRecord:
+    ticket = task.ticket
+    return ConfigRecord(
+        {
+            "run": ticket.run,
+            "domain": ticket.domain,
+            "round": ticket.round,
+            "attempt": ticket.attempt,
+            "manifest": ticket.manifest,
+        }
+    )
+
+
+def _vectors(message: Message) -> tuple[Vector, Vector]:
+    arrays = message.content[wire.ARRAYS]
+    if not isinstance(arrays, ArrayRecord):
+        raise RunError(f"the server's record {wire.ARRAYS!r} must hold arrays")
+    found = []
+    for name in (wire.PARAMS, wire.SUMMARY):
+        array = arrays[name]
+        if array.stype != wire.FLOAT32:
+            raise RunError(f"array {name!r} must come as {wire.FLOAT32}; got {array.stype!r}")
+        found.append(np.frombuffer(array.data, "<f4"))
+    return found[0], found[1]

@@ -1,0 +1,223 @@
+"""What a client process holds for a run: model, records and plug-ins, loaded once.
+
+In a simulation many clients share one process and so one model; what belongs to one client
+alone (its shard, its folder) is kept apart by its index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core import check
+from ..core.config import Config
+from ..core.errors import RunError
+from ..core.parts import Encoded, Model, Phase, Score
+from ..core.seeds import derive, generator
+from ..core.values import Records, Update, Vector, gather
+from ..core.wire import Task
+from ..data import shards
+from ..data.stream import Stream, of_domain, stream
+from ..models.place import place
+from .store import ClientStore
+from .train import Forces, Schedule, train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One client of this process.
+
+    Attributes:
+        index: 0..num_clients-1; which shard is its own.
+        store: its folder on disk.
+    """
+
+    index: int
+    store: ClientStore
+
+
+class Site:
+    """Model, records and plug-ins of one run, and the work that a client does with them.
+
+    Args:
+        text: the run's TOML text.
+        data: replaces options of `[data]` by this node's own (a path, say).
+    """
+
+    def __init__(self, text: str, data: Mapping[str, Any]) -> None:
+        self.config: Config = check.read(text)
+        self.model: Model = check.build(self.config, "model")
+        place(self.model, self.config.train)
+        self.strategy = check.build(self.config, "strategy")
+        self.secure_sum = check.build(self.config, "secure_sum")
+        self.privatizer = check.build(self.config, "privacy")
+        self.continual = check.build(self.config, "continual")
+        self.stream: Stream = stream(
+            check.build(self.config, "data", **data).read(),
+            self.config.domains,
+            causal=not self.model.labels_needed,
+        )
+        self._encoded: dict[tuple[int, str, str], Encoded] = {}
+        self._learning: tuple[str, int] = ("", -1)
+
+    def train(
+        self, client: Client, task: Task, params: Vector, summary: Vector
+    ) -> tuple[bytes, dict[str, float]]:
+        """One round on the client's shard: the sealed update and the numbers beside it."""
+        salt = hashlib.sha256(params.tobytes() + summary.tobytes()).hexdigest()[:16]
+        kept = client.store.recall(task.ticket, salt)
+        if kept is not None:
+            logger.info("client %d answers round %s again", client.index, task.ticket)
+            return kept
+        started = time.perf_counter()
+        self._prepare(task, params)
+        update = self._update(client, task, params, summary)
+        body = self.secure_sum.seal(update.delta, update.weight, task.ticket)
+        metrics = {
+            **update.metrics,
+            "weight": update.weight,
+            "seconds": time.perf_counter() - started,
+        }
+        client.store.remember(task.ticket, salt, body, metrics)
+        return body, metrics
+
+    def _update(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
+        ticket, table = task.ticket, self.config.train
+        phase = self._phase(client, task, summary)
+        memory = self.continual.start(phase)
+        records = self.continual.dataset(memory, self._shard(client, task.domain.name, "train"))
+        encoded = self._encode(client, task, records)
+        trainable = self.strategy.trainable(self.model.manifest, ticket.round)
+        anchor = {n: p.detach().clone() for n, p in self.model.parameters().items()}
+        loss = train(
+            self.model,
+            encoded,
+            table,
+            Schedule(ticket.round, task.rounds, table.warmup_rate, table.decay),
+            self.privatizer,
+            Forces(
+                (
+                    partial(self.continual.pull, memory),
+                    lambda parameters: self.strategy.pull(parameters, anchor),
+                ),
+                partial(self.continual.mask, memory),
+            ),
+            trainable,
+            self._answers(task),
+            generator(phase.seed, "batches", ticket.round),
+        )
+        parts = self.model.manifest.slices(trainable)
+        delta = gather(self.model.vector(), parts) - gather(params, parts)
+        uniform = self.config.round.weight == "uniform"
+        weight = float(min(len(encoded), 1) if uniform else len(encoded))
+        spends = self.privatizer.spends(len(encoded), table.batch_size, table.epochs)
+        return Update(delta, weight, spends, {"loss": loss})
+
+    def evaluate(self, client: Client, task: Task, params: Vector) -> dict[str, float]:
+        """Loss, right answers and totals of the client's test shard, domain by domain."""
+        self._prepare(task, params)
+        numbers: dict[str, float] = {}
+        for index, name in enumerate(task.seen):
+            score = self._score(client, name)
+            numbers |= {
+                f"loss.{index}": score.loss,
+                f"correct.{index}": float(score.correct),
+                f"total.{index}": float(score.total),
+            }
+        return numbers
+
+    def _score(self, client: Client, domain: str) -> Score:
+        key = (client.index, domain, "test")
+        if key not in self._encoded:
+            self._encoded[key] = self.model.encode(self._shard(client, domain, "test"))
+        return self.model.score(self._encoded[key], self.config.evaluate.batch_size)
+
+    def finish(
+        self, client: Client, task: Task, params: Vector, summary: Vector
+    ) -> tuple[bytes, dict[str, float]]:
+        """The end of a domain: what the continual method adds up over the clients, sealed."""
+        self._prepare(task, params)
+        phase = self._phase(client, task, summary)
+        memory = self.continual.start(phase)
+        shard = self._shard(client, task.domain.name, "train")
+        vector, _ = self.continual.finish(memory, shard, self.model, phase)
+        weight = float(min(len(shard), 1))
+        return self.secure_sum.seal(vector, weight, task.ticket), {"weight": weight}
+
+    def _prepare(self, task: Task, params: Vector) -> None:
+        known = self.model.labels
+        if task.labels[: len(known)] != known[: len(task.labels)]:
+            self._encoded = {}  # another order of labels: what was encoded points to other rows
+        self.model.fit_labels(task.labels)
+        if self.model.manifest.hash != task.manifest:
+            raise RunError(
+                f"the server's manifest must be {self.model.manifest.hash}; got {task.manifest}. "
+                "Use one config, one base and one version at both ends."
+            )
+        self.model.load(params)
+
+    def _phase(self, client: Client, task: Task, summary: Vector) -> Phase:
+        seed = derive(self.config.run.seed, "client", client.index, "domain", task.ticket.domain)
+        return Phase(task.domain, task.ticket.domain, client.store.folder, seed, summary)
+
+    def _shard(self, client: Client, domain: str, split: str) -> Records:
+        records = of_domain(getattr(self.stream.splits, split), domain)
+        train_records = of_domain(self.stream.splits.train, domain)
+        seed = derive(self.config.run.seed, "shards", domain)
+        return shards.shard(records, self.config.shards, client.index, seed, like=train_records)
+
+    def _encode(self, client: Client, task: Task, records: Records) -> Encoded:
+        # Only the current domain's records stay encoded: old ones come back as replay.
+        now = (task.domain.name, task.ticket.domain)
+        if now != self._learning:
+            self._encoded = {k: v for k, v in self._encoded.items() if k[2] != "train"}
+            self._learning = now
+        key = (client.index, task.domain.name, "train")
+        if key not in self._encoded or len(self._encoded[key]) != len(records):
+            self._encoded[key] = self.model.encode(records)
+        return self._encoded[key]
+
+    def _answers(self, task: Task) -> list[int]:
+        if self.config.train.loss_over == "seen":
+            return []
+        index = {label: i for i, label in enumerate(task.labels)}
+        return [index[label] for label in task.domain.labels]
+
+
+@lru_cache(maxsize=1)
+def open_site(text: str, data: tuple[tuple[str, Any], ...] = ()) -> Site:
+    """The site of a run, loaded on first use and kept by this process.
+
+    Raises:
+        PerennialError: config, data or model do not hold what they promise.
+    """
+    site = Site(text, dict(data))
+    # Nothing random is left to torch after the adapter's start, which the server sends anyway.
+    torch.manual_seed(derive(site.config.run.seed, "site"))
+    return site
+
+
+def open_client(site: Site, index: int, folder: Path) -> Client:
+    """The client `index` with its folder.
+
+    Raises:
+        RunError: the folder is another client's.
+    """
+    name = f"{index:05d}"
+    return Client(index, ClientStore(folder, name, site.model.identity()))
+
+
+def empty() -> Vector:
+    """A vector of no values."""
+    return np.zeros(0, np.float32)

@@ -1,0 +1,148 @@
+"""The local loop: backward, privatizer, pulls, mask, step - in the order that DP needs.
+
+Pulls join after clipping and noise because a penalty inside the loss changes nothing under
+DP-SGD; the mask scales the step, not the gradient, because an adaptive optimizer would undo a
+scaled gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.config import Train
+from ..core.parts import Encoded, Indices, Model, Privatizer, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Warm-up, then decay, over all rounds of a domain.
+
+    Attributes:
+        round: index of this round in the domain.
+        rounds: rounds of the domain.
+        warmup_rate: share of the domain's steps in which the rate rises, 0..1.
+        decay: `linear` to 0 at the domain's end, or `constant`.
+    """
+
+    round: int
+    rounds: int
+    warmup_rate: float
+    decay: str
+
+    def factor(self, step: int, steps: int) -> float:
+        """Multiplier of the learning rate, 0..1, at `step` of the `steps` of this round."""
+        done = (self.round + (step + 0.5) / steps) / self.rounds
+        if done < self.warmup_rate:
+            return done / self.warmup_rate
+        if self.decay == "constant":
+            return 1.0
+        return (1.0 - done) / (1.0 - self.warmup_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Forces:
+    """What acts on the parameters beside the loss: pulls (summed) and the step's mask."""
+
+    pulls: Sequence[Callable[[Tensors], Tensors]] = ()
+    mask: Callable[[Tensors], Tensors] = lambda parameters: {}
+
+
+def train(
+    model: Model,
+    encoded: Encoded,
+    table: Train,
+    schedule: Schedule,
+    privatizer: Privatizer,
+    forces: Forces,
+    trainable: frozenset[str],
+    answers: Sequence[int],
+    rng: np.random.Generator,
+) -> float:
+    """Train `model` in place on `encoded`; the mean loss over the records seen (0 if none).
+
+    Args:
+        model: its trainable tensors are changed.
+        encoded: the records of this round.
+        table: batch size, epochs, optimizer and rates.
+        schedule: where in the domain this round stands.
+        privatizer: draws the batches and makes the gradients private.
+        forces: pulls and mask.
+        trainable: names of the tensors that move; the others are left as they are.
+        answers: indices of the labels that the loss looks at; all when empty.
+        rng: draws the batches of non-private training.
+    """
+    parameters = {n: p for n, p in model.parameters().items() if n in trainable}
+    optimizer = _optimizer(table, list(parameters.values()))
+    drawn = list(privatizer.batches(len(encoded), table.batch_size, table.epochs, rng))
+    total, count = torch.zeros(()), 0
+    with privatizer.attach(model.module), _frozen(model, trainable):
+        for step, indices in enumerate(drawn):
+            _set_rate(optimizer, table.lr * schedule.factor(step, len(drawn)))
+            optimizer.zero_grad(set_to_none=True)
+            for part in _parts(indices, table.accumulate):
+                losses = model.losses(encoded.batch(part), answers)
+                privatizer.backward(losses, len(indices), table.batch_size)
+                total = total.to(losses.device) + losses.detach().sum()
+                count += len(part)
+            privatizer.release(parameters, table.batch_size)
+            _pull(parameters, forces.pulls)
+            _masked_step(optimizer, parameters, forces.mask(parameters))
+    return float(total) / count if count else 0.0
+
+
+def _optimizer(table: Train, parameters: list[Any]) -> torch.optim.Optimizer:
+    if table.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=table.lr,
+            momentum=table.momentum,
+            weight_decay=table.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(parameters, lr=table.lr, weight_decay=table.weight_decay, fused=True)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _parts(indices: Indices, accumulate: int) -> list[Indices]:
+    # An empty Poisson batch has no part: no forward pass, but the privatizer still adds noise.
+    return [part for part in np.array_split(indices, accumulate) if len(part)]
+
+
+def _pull(parameters: Tensors, pulls: Sequence[Callable[[Tensors], Tensors]]) -> None:
+    for pull in pulls:
+        for name, gradient in pull(parameters).items():
+            parameters[name].grad += gradient.detach()
+
+
+def _masked_step(
+    optimizer: torch.optim.Optimizer, parameters: Tensors, mask: Mapping[str, Any]
+) -> None:
+    before = {name: parameters[name].detach().clone() for name in mask if name in parameters}
+    optimizer.step()
+    with torch.no_grad():
+        for name, start in before.items():
+            parameters[name].copy_(start + mask[name] * (parameters[name] - start))
+
+
+class _frozen:
+    """Tensors outside `trainable` need no gradient while this is open."""
+
+    def __init__(self, model: Model, trainable: frozenset[str]) -> None:
+        self._still = [p for n, p in model.parameters().items() if n not in trainable]
+
+    def __enter__(self) -> None:
+        for parameter in self._still:
+            parameter.requires_grad_(False)
+
+    def __exit__(self, *error: object) -> None:
+        for parameter in self._still:
+            parameter.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""What remembers: one continual-learning method a file."""

@@ -1,0 +1,1 @@
+"""Values and laws: what every other folder speaks in; imports nothing of ours."""

@@ -1,0 +1,118 @@
+"""Config, plug-in options and impossible pairs, all faults at once; trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from . import plugins
+from .config import Config, Plugin, parse
+from .errors import ConfigError, Fault
+from .parts import Continual, Model, Privatizer, SecureSum, Source, Strategy
+
+KINDS: dict[str, tuple[str, Any]] = {
+    "data": ("data", Source),
+    "model": ("models", Model),
+    "strategy": ("strategies", Strategy),
+    "secure_sum": ("privacy", SecureSum),
+    "privacy": ("privacy", Privatizer),
+    "continual": ("continual", Continual),
+}
+"""Config table -> (folder, what the plug-in's `build` returns)."""
+
+
+def build(config: Config, table: str, **extra: Any) -> Any:
+    """The plug-in that `[table]` names, built with its options and `extra`.
+
+    Raises:
+        ConfigError: as `plugins.load`.
+    """
+    kind, part = KINDS[table]
+    plugin: Plugin = getattr(config, table)
+    return plugins.load(kind, plugin.name, {**plugin.options, **extra}, part, place=table)
+
+
+@lru_cache(maxsize=8)
+def read(text: str) -> Config:
+    """The config in `text`, with its plug-ins' options and its pairs checked.
+
+    Raises:
+        ConfigError: every fault found: of the file's own shape, or, where that holds,
+            of the plug-ins and pairs.
+    """
+    config = parse(text)
+    found = [fault for table in KINDS for fault in _plugin_faults(config, table)]
+    if not found:
+        found = list(_impossible(config))
+    else:
+        found += _impossible_values(config)
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def _plugin_faults(config: Config, table: str) -> tuple[Fault, ...]:
+    kind, part = KINDS[table]
+    plugin: Plugin = getattr(config, table)
+    return plugins.faults(kind, plugin.name, plugin.options, part, table)
+
+
+def _impossible(config: Config) -> Iterator[Fault]:
+    yield from _impossible_values(config)
+    strategy: Strategy = build(config, "strategy")
+    secure_sum: SecureSum = build(config, "secure_sum")
+    if strategy.combine is not None and not secure_sum.single_updates:
+        yield Fault(
+            "strategy.name",
+            f"{config.strategy.name!r} needs each client's own update, which "
+            f"[secure_sum] {config.secure_sum.name!r} hides",
+            "use a rule that needs the mean only, such as 'fedavg', or secure_sum 'plain'",
+        )
+
+
+def _impossible_values(config: Config) -> Iterator[Fault]:
+    asked = config.round.cohort or config.shards.num_clients
+    if config.round.cohort > config.shards.num_clients:
+        yield Fault(
+            "round.cohort",
+            f"must be at most shards.num_clients = {config.shards.num_clients}; got {asked}",
+            "lower it, or write 0 to ask every client",
+        )
+    if config.round.min_replies > asked:
+        yield Fault(
+            "round.min_replies",
+            f"must be at most the {asked} clients asked in a round; got {config.round.min_replies}",
+        )
+    if config.train.accumulate > config.train.batch_size:
+        yield Fault(
+            "train.accumulate",
+            f"must be at most batch_size = {config.train.batch_size}, so that a part holds a "
+            f"record; got {config.train.accumulate}",
+        )
+    if config.domains.joint and config.domains.order:
+        yield Fault("domains.order", "has no meaning with joint = true", "drop one of the two")
+    rates = config.simulation.faults.model_dump()
+    if sum(rates.values()) > 1.0:
+        yield Fault(
+            "simulation.faults",
+            f"the rates must add up to at most 1; got {sum(rates.values()):g}",
+        )
+    yield from _backend_faults(config)
+
+
+def _backend_faults(config: Config) -> Iterator[Fault]:
+    simulation = config.simulation
+    ray = simulation.backend == "ray"
+    if ray and (any(simulation.faults.model_dump().values()) or simulation.strict_wire):
+        yield Fault(
+            "simulation.backend",
+            "'ray' is Flower's own engine: it has no seeded faults and no strict_wire",
+            'use backend = "inline" or "processes" for those',
+        )
+    if config.train.precision == "bf16" and config.train.device == "cpu":
+        yield Fault(
+            "train.precision",
+            "'bf16' is for CUDA devices; device is 'cpu'",
+            'write precision = "auto" or "fp32"',
+        )

@@ -1,0 +1,202 @@
+"""The one typed config of a run: TOML text in, frozen values or every fault at once out."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError, Fault
+
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Table(BaseModel):
+    """A table of the config: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Plugin(Table):
+    """A table that names a plug-in; its other keys are the plug-in's options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(min_length=1)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as they stand in the file."""
+        return dict(self.model_extra or {})
+
+
+class Run(Table):
+    """`[run]`: what the run is called, where it is kept, what it draws from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    folder: str = "runs"
+
+
+class Domains(Table):
+    """`[domains]`: the order in which domains arrive, and what a domain is."""
+
+    order: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = {}
+    joint: bool = False
+
+
+class Shards(Table):
+    """`[shards]`: how the training records are dealt to the clients."""
+
+    split: Literal["iid", "dirichlet", "label", "column", "local"] = "iid"
+    num_clients: Count = 4
+    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    labels_per_client: Count = 2
+
+
+class Train(Table):
+    """`[train]`: the local loop of a client in one round."""
+
+    epochs: Count = 1
+    batch_size: Count = 32
+    accumulate: Count = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_rate: Rate = 0.1
+    decay: Literal["linear", "constant"] = "linear"
+    loss_over: Literal["domain", "seen"] = "domain"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+
+
+class Round(Table):
+    """`[round]`: rounds per domain, who is asked, when an answer counts."""
+
+    rounds: Count = 3
+    cohort: Annotated[int, Field(ge=0)] = 0
+    min_replies: Count = 1
+    deadline_s: Annotated[float, Field(gt=0.0)] = 600.0
+    retries: Annotated[int, Field(ge=0)] = 2
+    weight: Literal["records", "uniform"] = "records"
+    max_change: Annotated[float, Field(gt=0.0)] = 64.0
+    max_weight: Annotated[float, Field(gt=0.0, le=2.0**20)] = 2.0**20
+
+
+class Evaluate(Table):
+    """`[evaluate]`: where the test records are, and how often they are asked."""
+
+    where: Literal["server", "clients"] = "server"
+    every: Annotated[int, Field(ge=0)] = 1
+    batch_size: Count = 256
+
+
+class Faults(Table):
+    """`[simulation.faults]`: what goes wrong, as a rate per client and round."""
+
+    drop_rate: Rate = 0.0
+    straggle_rate: Rate = 0.0
+    garbage_rate: Rate = 0.0
+    nan_rate: Rate = 0.0
+
+
+class Simulation(Table):
+    """`[simulation]`: how many clients live on this machine and what befalls them."""
+
+    backend: Literal["inline", "processes", "ray"] = "inline"
+    workers: Annotated[int, Field(ge=0)] = 0
+    strict_wire: bool = False
+    faults: Faults = Faults()
+
+
+class Config(Table):
+    """A whole run. Every table has defaults but `[data]`, which says what is learnt."""
+
+    data: Plugin
+    run: Run = Run()
+    domains: Domains = Domains()
+    shards: Shards = Shards()
+    model: Plugin = Plugin(name="encoder_classifier")
+    train: Train = Train()
+    round: Round = Round()
+    strategy: Plugin = Plugin(name="fedavg")
+    secure_sum: Plugin = Plugin(name="plain")
+    privacy: Plugin = Plugin(name="none")
+    continual: Plugin = Plugin(name="none")
+    evaluate: Evaluate = Evaluate()
+    simulation: Simulation = Simulation()
+
+
+def parse(text: str) -> Config:
+    """The config in `text`, its own shape checked; plug-ins and pairs are for `check.read`.
+
+    Raises:
+        ConfigError: every fault found, each with its table and key.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        fault = Fault("", f"the file is not valid TOML: {error}", "mend the line and try again")
+        raise ConfigError([fault]) from error
+    try:
+        # TOML has arrays where the config has tuples, and writes 1 for 1.0.
+        return Config.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError([_fault(detail) for detail in error.errors()]) from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _fault(detail: Any) -> Fault:
+    place = ".".join(str(part) for part in detail["loc"])
+    kind, got = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return Fault(place, "unknown key", _nearest(detail["loc"]))
+    if kind == "missing":
+        example = 'the embedded sample is [data] with name = "sample"' if place == "data" else ""
+        return Fault(place, "must be given", example)
+    allowed = detail["msg"].replace("Input should be", "must be").replace("Input", "value")
+    return Fault(place, f"{allowed[0].lower()}{allowed[1:]}; got {got!r}")
+
+
+def _nearest(path: Sequence[Any]) -> str:
+    table: Any = Config
+    for part in path[:-1]:
+        field = table.model_fields.get(part) if _is_table(table) else None
+        if field is None:
+            return ""
+        table = _inner(field.annotation)
+    if not _is_table(table):
+        return ""
+    return suggest(str(path[-1]), list(table.model_fields))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _inner(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((arg for arg in get_args(annotation) if _is_table(arg)), annotation)
+    return annotation
+
+
+def suggest(word: str, allowed: Sequence[str]) -> str:
+    """What to write instead of `word`: the nearest allowed word, then all of them."""
+    near = difflib.get_close_matches(word, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(sorted(allowed)) or 'nothing'}"

@@ -1,0 +1,293 @@
+"""The shapes of the plug-ins: records of functions that close over their options.
+
+A plug-in file has one `build(*, ...)`; what it returns is one of these. `Tensors` are torch
+tensors, but nothing here imports torch: strategies use plain arithmetic on them, so that the
+same line runs on numpy arrays in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .values import Domain, Manifest, Records, ServerState, Spend, Splits, Ticket, Update, Vector
+
+Tensors: TypeAlias = Mapping[str, Any]
+"""Tensor name -> torch tensor on the client's device."""
+
+Indices: TypeAlias = npt.NDArray[np.intp]
+"""Positions of records, one dimension."""
+
+
+def no_tensors(*_: Any) -> Tensors:
+    """No tensor at all: adds no gradient, masks no step."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """Server arithmetic of one aggregation rule, and the client's half of it.
+
+    Attributes:
+        init: parameters [n] -> the strategy's slots at the start of a run.
+        apply: (state, mean delta over all tensors [n]) -> the next state; round and domain
+            are the caller's to count.
+        trainable: (manifest, round) -> names of the tensors that train and travel in this round.
+        combine: (updates) -> mean delta; `None` for the weighted mean, which is all that
+            an encrypted sum allows.
+        pull: (parameters, the round's global parameters) -> gradient per tensor, added on the
+            client after clipping and noise.
+    """
+
+    init: Callable[[Vector], Mapping[str, Vector]]
+    apply: Callable[[ServerState, Vector], ServerState]
+    trainable: Callable[[Manifest, int], frozenset[str]]
+    combine: Callable[[Sequence[Update]], Vector] | None = None
+    pull: Callable[[Tensors, Tensors], Tensors] = no_tensors
+
+
+class SecureSum(Protocol):
+    """How vectors are summed: the client seals, the server adds, the key holder opens.
+
+    Law: opening the sum of sealed deltas equals the weighted sum of the deltas, within the
+    plug-in's stated error, whatever the order of the additions.
+    """
+
+    @property
+    def single_updates(self) -> bool:
+        """Whether the server sees each update by itself, as `combine` needs."""
+        ...
+
+    def seal(self, delta: Vector, weight: float, ticket: Ticket) -> bytes:
+        """Client: `delta` [n] as bytes for the server."""
+        ...
+
+    def add(self, total: Any, body: bytes, weight: float, size: int) -> Any:
+        """Server: the running total (None at first) with one more body of `size` values.
+
+        Raises:
+            ValueError: the body is not a sealed vector of that size.
+        """
+        ...
+
+    def read(self, body: bytes, size: int) -> Vector:
+        """Server: one update's delta [size]; only where `single_updates` holds."""
+        ...
+
+    def open(self, total: Any, ticket: Ticket) -> npt.NDArray[np.float64]:
+        """Key holder: the weighted sum of the deltas, float64 [n]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Privatizer:
+    """What makes one client's training private to a record.
+
+    Attributes:
+        batches: (number of records, batch size, epochs, generator) -> positions, step by step.
+        attach: (module) -> a context inside which `backward` may be called.
+        backward: (per-example losses [b], records in this step, expected batch size) -> None;
+            adds to the parameters this part's share of the step's mean gradient; called once
+            per part when a step is accumulated.
+        release: (parameters by name, expected batch size) -> None; clips and adds noise once
+            per step, so that the gradients may be used for anything afterwards.
+        spends: (number of records, batch size, epochs) -> what such a training uses.
+    """
+
+    batches: Callable[[int, int, int, np.random.Generator], Iterator[Indices]]
+    attach: Callable[[Any], AbstractContextManager[None]]
+    backward: Callable[[Any, int, int], None]
+    release: Callable[[Tensors, int], None]
+    spends: Callable[[int, int, int], tuple[Spend, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Where in the life of a client a domain update stands.
+
+    Attributes:
+        domain: the domain being learnt.
+        index: its index, from 0.
+        folder: the client's own folder on its disk.
+        seed: seed of the client in this domain.
+        summary: mean over the clients of what `finish` gave at the end of the last domain,
+            float32 [m]; empty before.
+    """
+
+    domain: Domain
+    index: int
+    folder: Path
+    seed: int
+    summary: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Continual:
+    """What keeps earlier domains alive on a client.
+
+    Attributes:
+        start: (phase) -> what the method remembers, read from the client's folder.
+        dataset: (memory, shard) -> the records to train on, before sampling.
+        pull: (memory, parameters) -> gradient per tensor, added after clipping and noise.
+        mask: (memory, parameters) -> multiplier of the step per tensor, each value in 0..1;
+            a tensor that is left out is not masked.
+        size: (manifest) -> m, how many values `finish` gives; may be 0.
+        finish: (memory, shard, model, phase) -> the vector [m] to add up over the clients and
+            its spends; called once at the end of a domain.
+    """
+
+    start: Callable[[Phase], Any]
+    dataset: Callable[[Any, Records], Records]
+    pull: Callable[[Any, Tensors], Tensors]
+    mask: Callable[[Any, Tensors], Tensors]
+    size: Callable[[Manifest], int]
+    finish: Callable[[Any, Records, Any, Phase], tuple[Vector, tuple[Spend, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Sums over evaluated records, so that scores of parts add up.
+
+    Attributes:
+        loss: sum of the losses.
+        correct: number of right answers (right tokens for a causal model).
+        total: number of answers.
+    """
+
+    loss: float = 0.0
+    correct: int = 0
+    total: int = 0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(self.loss + other.loss, self.correct + other.correct, self.total + other.total)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0..1; 0 when there was nothing to answer."""
+        return self.correct / self.total if self.total else 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss; 0 when there was nothing to answer."""
+        return self.loss / self.total if self.total else 0.0
+
+
+class Encoded(Protocol):
+    """Records made ready for a model, kept between epochs and rounds."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def batch(self, indices: Indices) -> Any:
+        """The model's own batch of the records at `indices`, on the model's device."""
+        ...
+
+
+class Model(Protocol):
+    """A frozen base with a trainable adapter, seen as one flat vector.
+
+    Attributes:
+        module: the torch module that trains; only its adapter (and head) require gradients.
+        labels: the labels it answers with, in the order of its outputs.
+        labels_needed: whether it classifies; a causal model completes text and has no labels.
+    """
+
+    module: Any
+    labels: tuple[str, ...]
+    labels_needed: bool
+
+    @property
+    def manifest(self) -> Manifest:
+        """Today's manifest; it changes with the labels."""
+        ...
+
+    def fit_labels(self, labels: Sequence[str]) -> None:
+        """Give the head one row per label; rows of known labels are kept, new ones are zero."""
+        ...
+
+    def vector(self) -> Vector:
+        """A copy of the trainable tensors, float32 [manifest.size], on the CPU."""
+        ...
+
+    def load(self, vector: Vector) -> None:
+        """Write `vector` [manifest.size] into the trainable tensors in place."""
+        ...
+
+    def parameters(self) -> Mapping[str, Any]:
+        """The trainable tensors by the manifest's names."""
+        ...
+
+    def encode(self, records: Records) -> Encoded:
+        """Tokens (and cached activations) of `records`, whose labels the model must know."""
+        ...
+
+    def losses(self, batch: Any, answers: Sequence[int]) -> Any:
+        """Loss per example [b] over the outputs in `answers` (all of them when empty)."""
+        ...
+
+    def score(self, encoded: Encoded, batch_size: int) -> Score:
+        """Loss and right answers over `encoded`, without gradients."""
+        ...
+
+    def place(self, device: str, precision: str) -> None:
+        """Move to `cpu` or `cuda`; compute in `fp32`, or in `bf16` by autocast."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """The adapter in PEFT's own format, with head and labels beside it."""
+        ...
+
+    def identity(self) -> str:
+        """Hash of the frozen base: adapters of another base are refused."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A reader with its options closed over.
+
+    Attributes:
+        read: () -> the three splits; each time the same, in the same order.
+    """
+
+    read: Callable[[], Splits]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What turns an adapter into something a user runs.
+
+    Attributes:
+        write: (adapter folder, target folder) -> the folder that holds the artefact.
+    """
+
+    write: Callable[[Path, Path], Path]
+
+
+Replies: TypeAlias = Iterable["Reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back from one node, free of any transport's types.
+
+    Attributes:
+        node: the node's id.
+        body: sealed update; empty when there is none.
+        ticket: fields of the ticket the client answers to, as they came.
+        metrics: plain numbers, as they came.
+        error: why there is no update; empty when there is one.
+    """
+
+    node: int
+    body: bytes = b""
+    ticket: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
+    error: str = ""

@@ -1,0 +1,116 @@
+"""Plug-ins by name: a file of a folder, its keyword-only `build`, its options checked.
+
+There is no registry: `strategies/fedavg.py` is the strategy `fedavg`, and a dotted name such
+as `my_package.my_rule` is a module from outside with a `build` of the same shape.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from .config import suggest
+from .errors import ConfigError, Fault
+
+_ROOT = Path(__file__).resolve().parent.parent
+_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+def names(kind: str, part: Any = None) -> list[str]:
+    """Names of the plug-ins in the folder `kind`, without importing them.
+
+    Args:
+        kind: the folder, such as `strategies`.
+        part: only those whose `build` is annotated to return this (a folder may hold two).
+    """
+    found = []
+    for path in sorted((_ROOT / kind).glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef) or node.name != "build":
+                continue
+            returns = ast.unparse(node.returns) if node.returns else ""
+            if part is None or returns == getattr(part, "__name__", str(part)):
+                found.append(path.stem)
+    return found
+
+
+def load(kind: str, name: str, options: Mapping[str, Any], part: Any, place: str = "") -> Any:
+    """The plug-in `name` of folder `kind`, built with `options`.
+
+    Args:
+        kind: the folder, such as `strategies`.
+        name: a file of that folder, or a dotted module path from outside.
+        options: keyword arguments for its `build`, checked against its signature.
+        part: what its `build` must be annotated to return, from `core.parts`.
+        place: the config table to name in faults; `kind` when empty.
+
+    Raises:
+        ConfigError: no such plug-in, one of another part, or options that do not fit.
+    """
+    build = find(kind, name, part, place)
+    return build(**_checked(build, options, place or kind))
+
+
+def faults(
+    kind: str, name: str, options: Mapping[str, Any], part: Any, place: str
+) -> tuple[Fault, ...]:
+    """What `load` would refuse, without building anything."""
+    try:
+        _checked(find(kind, name, part, place), options, place or kind)
+    except ConfigError as error:
+        return error.faults
+    return ()
+
+
+def find(kind: str, name: str, part: Any, place: str = "") -> Callable[..., Any]:
+    """The `build` of a plug-in, not called.
+
+    Raises:
+        ConfigError: no such plug-in, or one of another part.
+    """
+    where = f"{place or kind}.name"
+    known = names(kind, part)
+    if "." not in name and name not in names(kind):
+        raise ConfigError([Fault(where, f"no {kind} plug-in {name!r}", suggest(name, known))])
+    package = __package__.rpartition(".")[0]
+    path = name if "." in name else f"{package}.{kind}.{name}"
+    try:
+        build = importlib.import_module(path).build
+    except (ImportError, AttributeError) as error:
+        fault = Fault(where, f"{name!r} cannot be loaded: {error}", f"allowed: {', '.join(known)}")
+        raise ConfigError([fault]) from error
+    if get_type_hints(build).get("return") != part:
+        wanted = getattr(part, "__name__", str(part))
+        fault = Fault(where, f"{name!r} does not build a {wanted}", suggest(name, known))
+        raise ConfigError([fault])
+    return build  # type: ignore[no-any-return]
+
+
+def _checked(build: Callable[..., Any], options: Mapping[str, Any], place: str) -> dict[str, Any]:
+    hints = get_type_hints(build, include_extras=True)
+    parameters = inspect.signature(build).parameters
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if p.default is p.empty else p.default)
+        for name, p in parameters.items()
+    }
+    try:
+        checked = create_model("Options", __config__=_STRICT, **fields)(**options)
+    except ValidationError as error:
+        raise ConfigError([_fault(d, place, list(parameters)) for d in error.errors()]) from error
+    return {name: getattr(checked, name) for name in parameters}
+
+
+def _fault(detail: Any, place: str, allowed: list[str]) -> Fault:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return Fault(f"{place}.{key}", "unknown option", suggest(key, allowed))
+    if detail["type"] == "missing":
+        return Fault(f"{place}.{key}", "must be given")
+    message = detail["msg"].replace("Input should be", "must be")
+    return Fault(f"{place}.{key}", f"{message[0].lower()}{message[1:]}; got {detail['input']!r}")

@@ -1,0 +1,133 @@
+"""Rows of any table as Records, each cell checked and each fault named with file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeAlias
+
+from ..core.errors import ConfigError, DataError, Fault
+from ..core.values import Records
+
+Rows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
+"""(line number from 1, column -> cell) per row, streamed."""
+
+_DEFAULT_DOMAIN = "domain"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns to read.
+
+    Attributes:
+        text: the text.
+        label: the label.
+        domain: the domain's name. Only the default name may be missing from a file, whose
+            records then have the domain "".
+        group: the sharding column; empty for none.
+        prompt: for a causal model, instead of `text`; given with `completion` or not at all.
+        completion: for a causal model, instead of `label`.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    domain: str = _DEFAULT_DOMAIN
+    group: str = ""
+    prompt: str = ""
+    completion: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.prompt) != bool(self.completion):
+            missing = "completion" if self.prompt else "prompt"
+            problem = "prompt and completion must be given together; got one of them"
+            raise ConfigError([Fault(f"data.{missing}", problem, "name its column, or drop both")])
+
+    @property
+    def causal(self) -> bool:
+        """Whether the targets are completions, not labels."""
+        return bool(self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a table comes from.
+
+    Attributes:
+        split: the option that names it: `train`, `validation` or `test`.
+        name: the file's path or the hub's name, for messages.
+        stem: what stands for it inside the ids; one per table of a split.
+        domain: the domain of every row; empty to read the domain's column.
+    """
+
+    split: str
+    name: str
+    stem: str
+    domain: str = ""
+
+
+def to_records(rows: Rows, columns: Columns, origin: Origin) -> Records:
+    """The records of `rows`, in order, with ids `<split>:<stem>:<row number from 1>`.
+
+    Labels, domains and groups lose white space at their ends; texts, prompts and completions
+    are kept as they are.
+
+    Raises:
+        DataError: no row at all, a missing column, or a cell that is empty or no text.
+    """
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{origin.name}: must hold at least one record; got none")
+    column = _domain_column(columns, origin, first[1])
+    gathered: tuple[list[str], ...] = ([], [], [], [], [])
+    for number, (line, row) in enumerate(chain([first], rows), start=1):
+        record = _record(row, columns, column, origin, f"{origin.name}, line {line}")
+        for cells, cell in zip(
+            gathered, (f"{origin.split}:{origin.stem}:{number}", *record), strict=True
+        ):
+            cells.append(cell)
+    return Records(*(tuple(cells) for cells in gathered))
+
+
+def _domain_column(columns: Columns, origin: Origin, row: Mapping[str, Any]) -> str:
+    """The column to read the domain from; empty where there is none to read."""
+    absent = columns.domain == _DEFAULT_DOMAIN and _DEFAULT_DOMAIN not in row
+    return "" if origin.domain or absent else columns.domain
+
+
+def _record(
+    row: Mapping[str, Any], columns: Columns, domain: str, origin: Origin, place: str
+) -> tuple[str, str, str, str]:
+    """Text, target, domain and group of one row."""
+    if columns.causal:
+        text = _cell(row, columns.prompt, place)
+        target = _cell(row, columns.completion, place)
+    else:
+        text = _cell(row, columns.text, place)
+        target = _cell(row, columns.label, place).strip()
+    name = _cell(row, domain, place).strip() if domain else origin.domain
+    # A record may belong to no group; one without text, target or domain cannot be learnt.
+    group = _cell(row, columns.group, place, may_be_empty=True).strip() if columns.group else ""
+    return text, target, name, group
+
+
+def _cell(row: Mapping[str, Any], column: str, place: str, *, may_be_empty: bool = False) -> str:
+    try:
+        value = row[column]
+    except KeyError:
+        there = ", ".join(repr(name) for name in row)
+        raise DataError(
+            f"{place}: there must be a column {column!r}; got {there}; "
+            "name the right one in [data] or mend the file"
+        ) from None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # label and group columns are often numbers outside CSV
+    text = "" if value is None else value
+    if not isinstance(text, str):
+        raise DataError(
+            f"{place}: column {column!r} must hold text; got {type(text).__name__} "
+            f"{text!r:.60}; mend the line"
+        )
+    if not may_be_empty and not text.strip():
+        raise DataError(f"{place}: column {column!r} must not be empty; fill in or drop the line")
+    return text

@@ -1,0 +1,1 @@
+"""From an adapter to what a user runs: one target a file."""

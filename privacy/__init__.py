@@ -1,0 +1,1 @@
+"""What hides data: one way to sum or to privatise a file."""

@@ -1,0 +1,1 @@
+"""The round, the choice of nodes, checkpoints, reports and the Flower ServerApp."""

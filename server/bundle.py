@@ -1,0 +1,60 @@
+"""The thin Flower app bundle: names the installed apps and carries the config, no code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from importlib.metadata import version
+from pathlib import Path
+
+import tomli_w
+
+from ..core import check, wire
+from ..core.files import write_atomically
+
+
+def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
+    """Write a bundle for `flwr run FOLDER` to `folder`.
+
+    Args:
+        folder: made if missing.
+        text: the run's TOML text, which reaches server and clients as one run-config key.
+        run_folder: where the server keeps the run; empty for one under `run.folder`.
+
+    Raises:
+        ConfigError: the text has faults; nothing is written.
+    """
+    config = check.read(text)
+    project = {
+        "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
+        "project": {
+            "name": f"perennial-{config.run.name}".lower().replace("_", "-").replace(".", "-"),
+            "version": "1.0.0",
+            "description": "A Perennial run",
+            "license": {"text": "Apache-2.0"},
+            "dependencies": [f"perennial=={version('perennial')}"],
+        },
+        "tool": {
+            "hatch": {"build": {"targets": {"wheel": {"bypass-selection": True}}}},
+            "flwr": {
+                "app": {
+                    "publisher": "perennial",
+                    "components": {
+                        "serverapp": "perennial.server.app:app",
+                        "clientapp": "perennial.client.app:app",
+                    },
+                    "config": {wire.CONFIG_KEY: text, wire.FOLDER_KEY: run_folder},
+                }
+            },
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "pyproject.toml", tomli_w.dumps(project))
+    write_atomically(folder / "LICENSE", _licence())
+    return folder
+
+
+def _licence() -> str:
+    for path in importlib.metadata.files("perennial") or ():
+        if path.name == "LICENSE":
+            return path.read_text()
+    return "Apache-2.0\n"

@@ -1,0 +1,60 @@
+"""Checkpoints: the whole server state after every round, written atomically, read back checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import RunError
+from ..core.files import write_atomically
+from ..core.values import ServerState
+
+_KEPT = 2  # the newest, and one more should the newest be damaged on disk
+
+
+def save(folder: Path, state: ServerState, manifest: str) -> Path:
+    """Write `state` below `folder` and drop all but the newest two; the file's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({"domain": state.domain, "round": state.round, "manifest": manifest})
+    slots = {f"slot.{name}": values for name, values in state.slots.items()}
+    buffer = io.BytesIO()
+    arrays = {"head": np.array(head), "params": state.params, "summary": state.summary, **slots}
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    path = folder / f"{state.domain:04d}-{state.round:05d}.npz"
+    write_atomically(path, buffer.getvalue())
+    for old in sorted(folder.glob("*.npz"))[:-_KEPT]:
+        old.unlink()
+    return path
+
+
+def newest(folder: Path) -> tuple[ServerState, str] | None:
+    """The newest state that can be read and its manifest's hash; None when there is no file.
+
+    Raises:
+        RunError: there are files, and none can be read.
+    """
+    files = sorted(folder.glob("*.npz"), reverse=True)
+    for path in files:
+        try:
+            return _read(path)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+            continue
+    if files:
+        raise RunError(
+            f"{folder} must hold a readable checkpoint; none of {len(files)} files is. Restore the "
+            "folder from a backup, or start the run anew."
+        )
+    return None
+
+
+def _read(path: Path) -> tuple[ServerState, str]:
+    with np.load(path, allow_pickle=False) as file:
+        head = json.loads(str(file["head"]))
+        slots = {n.removeprefix("slot."): file[n] for n in file.files if n.startswith("slot.")}
+        numbers = (head["round"], head["domain"], file["params"])
+        state = ServerState(*numbers, slots=slots, summary=file["summary"])
+    return state, str(head["manifest"])

@@ -1,0 +1,285 @@
+"""The report as one HTML page that needs nothing from outside: no script, font, style or image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from . import bar_charts, charts, round_charts
+from .page_style import style_sheet
+from .svg import escape
+from .units import DASH, count, digits, duration, percent, points, size
+
+Report: TypeAlias = Mapping[str, Any]
+
+WIDE, NARROW = 760.0, 344.0
+"""Widths of each chart in px: for a desk or paper, and for a phone; the page shows one."""
+
+
+def render(report: Report) -> str:
+    """The page for a report as `report.summarise` gives it; every name in it is escaped."""
+    name = escape(report["run"] or "unnamed run")
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{name} \N{MIDDLE DOT} Perennial report</title>",
+            f"<style>\n{style_sheet()}</style>\n</head>\n<body>\n<main>",
+            *_header(report),
+            *_figures(report),
+            _details("Model and hashes", _model(report)),
+            _details("Domains and labels", _domains(report)),
+            _details("Config", _flat(report["config"])),
+            f"<footer>{escape(_footer(report))}</footer>",
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def verdict(report: Report) -> str:
+    """What came of the run in one or two plain sentences."""
+    learnt, total = report["learnt"], len(report["domains"])
+    if not learnt:
+        return _unmeasured(report, total)
+    if report["finished"]:
+        start = f"After {count(learnt, 'domain')}"
+    else:
+        start = f"So far, after {learnt} of {count(total, 'domain')},"
+    if report["final_accuracy"] is None:
+        return f"{start} the model is trained; how well it answers was not measured."
+    return f"{start} the model {_answers(report)}{_forgets(report)}."
+
+
+def _unmeasured(report: Report, total: int) -> str:
+    if not report["rounds"]:
+        return "Nothing was trained in this run yet."
+    done, last = count(len(report["rounds"]), "round"), report["rounds"][-1]["domain"]
+    trained = sum(domain["finished"] for domain in report["domains"])
+    if not trained:
+        name = report["domains"][last]["name"]
+        return f"{done} of training so far, in domain {last + 1} of {total} ({name})."
+    return (
+        f"The model was trained on {trained} of {count(total, 'domain')}, in {done}; "
+        "how well it answers was not measured."
+    )
+
+
+def _answers(report: Report) -> str:
+    if report["weighted_accuracy"] is not None:
+        return (
+            f"answers {_tight(percent(report['weighted_accuracy']))} of all test requests correctly"
+        )
+    mean = _tight(percent(report["final_accuracy"]))
+    return f"answers {mean} of the test requests correctly, as the mean over domains"
+
+
+def _forgets(report: Report) -> str:
+    lost = report["forgetting"][report["learnt"] - 1]
+    if report["learnt"] == 1 or lost is None:
+        return ""
+    if lost < 0.0005:
+        return "; it has forgotten nothing of what it once knew"
+    return f"; it has forgotten {digits(round(100 * lost, 1))} points of what it once knew"
+
+
+def _header(report: Report) -> Iterator[str]:
+    state = "finished" if report["finished"] else "not finished"
+    said = [f"<b>{escape(report['run'] or 'unnamed run')}</b>"]
+    said += [escape(word) for word in _setting(report)]
+    mark = "state" if report["finished"] else "state open"
+    said.append(f'<span class="{mark}">{state}</span>')
+    line = " \N{MIDDLE DOT} ".join(said)
+    yield f'<header>\n<p class="run">{line}</p>'
+    yield f"<h1>{escape(verdict(report))}</h1>"
+    if report["missing"]:
+        items = "".join(f"<li>{escape(line)}</li>" for line in report["missing"])
+        yield f'<ul class="notes">{items}</ul>'
+    tiles = (
+        f'<div class="tile"><dt>{escape(label)}</dt><dd class="value">{escape(value)}</dd>'
+        f"<dd>{escape(note)}</dd></div>"
+        for label, value, note in _tiles(report)
+    )
+    yield f'<dl class="tiles">{"".join(tiles)}</dl>\n</header>'
+
+
+def _setting(report: Report) -> Iterator[str]:
+    config = report["config"]
+    for table in ("strategy", "continual", "privacy", "secure_sum"):
+        name = config.get(table, {}).get("name") if isinstance(config.get(table), dict) else None
+        if name and name not in ("none", "plain"):
+            yield str(name)
+    yield count(len(report["domains"]), "domain")
+    if isinstance(report["num_clients"], int):
+        yield count(report["num_clients"], "client")
+
+
+def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
+    totals, learnt, rounds = report["totals"], report["learnt"], report["rounds"]
+    weighted, mean = report["weighted_accuracy"], report["final_accuracy"]
+    best = weighted if weighted is not None else mean
+    lost = report["forgetting"][learnt - 1] if learnt > 1 else None
+    yield "Test accuracy", percent(best), f"domain mean {_tight(percent(mean))}"
+    yield "Forgetting", points(lost), "below each domain\N{RIGHT SINGLE QUOTATION MARK}s best"
+    yield "Learning accuracy", percent(report["learning_accuracy"]), "right after each domain"
+    transfer = report["backward_transfer"]
+    yield "Backward transfer", points(transfer), "of later to earlier domains"
+    again = len(report["failed_attempts"])
+    yield (
+        "Rounds",
+        f"{totals['rounds']:,}",
+        f"{count(again, 'failed attempt')}" if again else "none failed",
+    )
+    rejected = sum(report["rejected"].values())
+    kept = f"{totals['replies']:,} replies, {rejected:,} rejected"
+    yield "Clients that replied", f"{len(report['clients']):,}", kept
+    both = totals["bytes_up"] + totals["bytes_down"]
+    ways = f"{size(totals['bytes_up'])} up, {size(totals['bytes_down'])} down"
+    yield "Traffic", size(both), ways
+    each = duration(sum(r["seconds"] for r in rounds) / len(rounds)) if rounds else DASH
+    yield "Time", duration(totals["seconds"]), f"{each} a round"
+
+
+def _figures(report: Report) -> Iterator[str]:
+    names = [domain["name"] for domain in report["domains"]]
+    learnt, rounds, clients = report["learnt"], report["rounds"], report["clients"]
+    if learnt:
+        yield from _accuracy_figures(report, names[:learnt])
+    if rounds:
+        yield from _round_figures(rounds, names)
+    if clients:
+        yield _figure(
+            "Who contributed",
+            "The longer a bar, the more of the records behind the model are that client"
+            "\N{RIGHT SINGLE QUOTATION MARK}s; replies that were refused are named in red.",
+            lambda width: bar_charts.contributions(clients, width),
+            _after(bar_charts.others(clients)),
+        )
+    if report["rejected"]:
+        yield _figure(
+            "Why replies were rejected",
+            "Each bar counts the replies that were left out of the model for one cause.",
+            lambda width: bar_charts.causes(report["rejected"], width),
+        )
+
+
+def _accuracy_figures(report: Report, names: list[str]) -> Iterator[str]:
+    learnt = len(names)
+    matrix = [row[:learnt] for row in report["accuracy_matrix"][:learnt]]
+    average, lost = report["average_accuracy"][:learnt], report["forgetting"][:learnt]
+    yield _figure(
+        "What the model knows after each domain",
+        "Read a column downwards: its top is the accuracy right after learning that domain, in "
+        "percent; what lies below shows how well it is kept while others are learnt.",
+        lambda width: charts.heat_map(names, matrix, average, width),
+        f"<details><summary>The same as a table</summary>{_matrix(names, matrix)}</details>",
+        room="scroll",
+    )
+    if learnt == 1:
+        return
+    yield _figure(
+        "Keeping old domains while learning new ones",
+        "A flat upper line means that new domains come without loss; the lower line is how far "
+        "old domains have fallen below their best.",
+        lambda width: charts.over_domains(names, average, lost, width),
+    )
+
+
+def _round_figures(rounds: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
+    step = round_charts.thinning(rounds)
+    thin = f" Up to {step} neighbouring rounds are drawn as their mean." if step > 1 else ""
+    yield _figure(
+        "Round by round",
+        "Within a domain the loss should fall and level off; a dashed line marks where the next "
+        f"domain begins, and accuracy is the mean over the domains seen so far.{thin}",
+        lambda width: round_charts.learning(rounds, names, width),
+    )
+    yield _figure(
+        "What each round cost",
+        "Bars above the line are bytes sent by all clients, bars below are bytes sent to them; "
+        f"the lower chart is the time from asking to the new model.{thin}",
+        lambda width: round_charts.costs(rounds, names, width),
+    )
+
+
+def _figure(
+    heading: str,
+    caption: str,
+    chart: Callable[[float], str],
+    after: str = "",
+    room: str = "fit",
+) -> str:
+    """A chart in both widths; `room` is `fit` to shrink it on small screens, else `scroll`."""
+    pictures = "".join(
+        f'<div class="{room} {style}">{chart(width)}</div>\n'
+        for style, width in (("wide", WIDE), ("narrow", NARROW))
+    )
+    return (
+        f"<figure>\n<figcaption><h2>{escape(heading)}</h2><p>{escape(caption)}</p></figcaption>\n"
+        f"{pictures}{after}</figure>"
+    )
+
+
+def _after(text: str) -> str:
+    return f'<p class="after">{escape(text)}</p>' if text else ""
+
+
+def _matrix(names: list[str], matrix: list[list[float | None]]) -> str:
+    heads = "".join(f"<th>{i + 1}</th>" for i in range(len(names)))
+    rows = "".join(
+        f"<tr><th>{i + 1} {escape(name)}</th>"
+        + "".join(f"<td>{_cell(v)}</td>" for v in matrix[i][: i + 1])
+        + "</tr>"
+        for i, name in enumerate(names)
+    )
+    return (
+        f'<div class="scroll"><table class="matrix"><tr><th></th>{heads}</tr>{rows}</table></div>'
+    )
+
+
+def _cell(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.1f}"
+
+
+def _details(heading: str, rows: Iterator[tuple[str, str]]) -> str:
+    lines = "".join(
+        f"<tr><th><code>{escape(key)}</code></th><td>{escape(value)}</td></tr>"
+        for key, value in rows
+    )
+    body = f"<table>{lines}</table>" if lines else '<p class="after">Not in the log.</p>'
+    return (
+        f'<details><summary>{escape(heading)}</summary><div class="scroll">{body}</div></details>'
+    )
+
+
+def _model(report: Report) -> Iterator[tuple[str, str]]:
+    yield from _flat(report["model"])
+    yield "adapter_hash", str(report["adapter_hash"] or f"{DASH} (the run is not finished)")
+
+
+def _domains(report: Report) -> Iterator[tuple[str, str]]:
+    for i, domain in enumerate(report["domains"], start=1):
+        labels = domain["labels"]
+        words = ", ".join(str(label) for label in labels) if labels else "no labels"
+        yield f"{i} {domain['name']}", f"{len(labels)}: {words}" if labels else words
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        place = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{place}.")
+        else:
+            yield place, json.dumps(value, ensure_ascii=False)
+
+
+def _footer(report: Report) -> str:
+    who = f"Perennial {report['version']}" if report["version"] else "Perennial"
+    return (
+        f"{who}; rebuilt from events.jsonl. Sizes are decimal (1 MB = 1,000,000 bytes); "
+        "a point is one percentage point."
+    )
+
+
+def _tight(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")

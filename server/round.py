@@ -1,0 +1,232 @@
+"""One round as a fold over an iterable of replies: each is judged, added as it comes, dropped.
+
+Memory does not grow with the number of clients, unless the strategy needs single updates. A
+bad reply is counted under its cause and left out; whether enough came is the caller's to decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.parts import Reply, SecureSum, Strategy
+from ..core.values import ServerState, Ticket, Update, Vector, scatter
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a reply must hold to count; all of it the server's own.
+
+    Attributes:
+        ticket: the round that is asked.
+        size: number of values that travel up.
+        nodes: who was asked.
+        max_change: largest believable |change| of one value.
+        max_weight: largest believable number of records of one client.
+    """
+
+    ticket: Ticket
+    size: int
+    nodes: frozenset[int]
+    max_change: float
+    max_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One reply, judged.
+
+    Attributes:
+        node: who answered.
+        cause: why it is left out; empty when it counts.
+        size_bytes: length of the sealed body.
+        weight: its weight in the mean.
+        loss: mean training loss; nan when it was not given.
+        seconds: the client's own time; nan when it was not given.
+    """
+
+    node: int
+    cause: str = ""
+    size_bytes: int = 0
+    weight: float = 0.0
+    loss: float = math.nan
+    seconds: float = math.nan
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been added up so far."""
+
+    total: Any = None
+    weight: float = 0.0
+    updates: dict[int, Update] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+    answered: set[int] = field(default_factory=set)
+
+    @property
+    def accepted(self) -> list[Verdict]:
+        """Verdicts that count, by node: the order of arrival is chance."""
+        return sorted((v for v in self.verdicts if not v.cause), key=lambda v: v.node)
+
+    @property
+    def rejected(self) -> Mapping[str, int]:
+        """Number of replies left out, by cause."""
+        causes = [v.cause for v in self.verdicts if v.cause]
+        return {cause: causes.count(cause) for cause in sorted(set(causes))}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all bodies that came, bad ones too."""
+        return sum(verdict.size_bytes for verdict in self.verdicts)
+
+    @property
+    def loss(self) -> float:
+        """Weighted mean training loss of the accepted; nan when nobody gave one."""
+        told = [v for v in self.accepted if v.weight > 0 and math.isfinite(v.loss)]
+        weight = sum(v.weight for v in told)
+        return sum(v.weight * v.loss for v in told) / weight if weight else math.nan
+
+
+def collect(
+    replies: Iterable[Reply],
+    terms: Terms,
+    secure_sum: SecureSum,
+    *,
+    single: bool = False,
+    observe: Callable[[Verdict], None] = lambda verdict: None,
+) -> Tally:
+    """The tally of all replies, in constant memory unless `single`.
+
+    Args:
+        replies: consumed one at a time.
+        terms: what counts.
+        secure_sum: adds the sealed bodies.
+        single: keep each update, for a strategy with `combine`.
+        observe: called with each verdict as it falls.
+    """
+    tally = Tally()
+    for reply in replies:
+        verdict = judge(reply, terms, secure_sum, tally.answered)
+        if not verdict.cause:
+            verdict = _add(tally, reply, verdict, terms, secure_sum, single)
+        _note(tally, verdict, observe)
+    for node in sorted(terms.nodes - {verdict.node for verdict in tally.verdicts}):
+        _note(tally, Verdict(node, cause="no reply"), observe)
+    return tally
+
+
+def _note(tally: Tally, verdict: Verdict, observe: Callable[[Verdict], None]) -> None:
+    tally.verdicts.append(verdict)
+    observe(verdict)
+
+
+def judge(
+    reply: Reply, terms: Terms, secure_sum: SecureSum, answered: Iterable[int] = ()
+) -> Verdict:
+    """Whether `reply` counts, against the server's own terms and never against other replies."""
+    metrics = reply.metrics or {}
+    verdict = Verdict(
+        reply.node,
+        size_bytes=len(reply.body),
+        weight=_number(metrics.get("weight")),
+        loss=_number(metrics.get("loss")),
+        seconds=_number(metrics.get("seconds")),
+    )
+    return replace(verdict, cause=_cause(reply, verdict, terms, secure_sum, answered))
+
+
+def _cause(
+    reply: Reply, verdict: Verdict, terms: Terms, secure_sum: SecureSum, answered: Iterable[int]
+) -> str:
+    if reply.node not in terms.nodes:
+        return "not asked"
+    if reply.node in answered:
+        return "answered twice"
+    if reply.error:
+        return reply.error
+    if reply.ticket is None or dict(reply.ticket) != asdict(terms.ticket):
+        return "wrong ticket"
+    if not 0.0 <= verdict.weight <= terms.max_weight:
+        return "weight out of range"
+    if secure_sum.single_updates:
+        return _unlike(reply.body, terms, secure_sum)
+    return ""
+
+
+def _unlike(body: bytes, terms: Terms, secure_sum: SecureSum) -> str:
+    try:
+        delta = secure_sum.read(body, terms.size)
+    except ValueError:
+        return "wrong length"
+    if not delta.size:
+        return ""
+    # One pass each way; a nan makes both comparisons false.
+    largest = max(float(delta.max()), -float(delta.min()))
+    if largest <= terms.max_change:
+        return ""
+    return "not finite" if not np.isfinite(delta).all() else "change out of range"
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _add(
+    tally: Tally,
+    reply: Reply,
+    verdict: Verdict,
+    terms: Terms,
+    secure_sum: SecureSum,
+    single: bool,
+) -> Verdict:
+    try:
+        if single:
+            delta = secure_sum.read(reply.body, terms.size)
+            tally.updates[reply.node] = Update(delta, verdict.weight)
+        else:
+            tally.total = secure_sum.add(tally.total, reply.body, verdict.weight, terms.size)
+    except ValueError:
+        return replace(verdict, cause="malformed body")
+    tally.weight += verdict.weight
+    tally.answered.add(reply.node)
+    return verdict
+
+
+def mean(tally: Tally, ticket: Ticket, size: int, secure_sum: SecureSum) -> npt.NDArray[np.float64]:
+    """The weighted mean of what was added, float64 [size]; zero when all weights are zero."""
+    if tally.total is None or not tally.weight:
+        return np.zeros(size)
+    return secure_sum.open(tally.total, ticket) / tally.weight
+
+
+def close(
+    state: ServerState,
+    tally: Tally,
+    terms: Terms,
+    places: list[slice],
+    strategy: Strategy,
+    secure_sum: SecureSum,
+) -> ServerState:
+    """The state after the round: mean, strategy, one round more.
+
+    Args:
+        state: before the round.
+        tally: of the accepted replies, at least one.
+        terms: of the round.
+        places: where the values that travelled lie in `state.params`.
+        strategy: server arithmetic.
+        secure_sum: opens the sum.
+    """
+    if strategy.combine is not None:
+        ordered = [tally.updates[node] for node in sorted(tally.updates)]
+        moved: Vector = strategy.combine(ordered)
+    else:
+        moved = mean(tally, terms.ticket, terms.size, secure_sum).astype(np.float32)
+    delta = scatter(np.zeros_like(state.params), places, moved)
+    after = strategy.apply(state, delta)
+    return replace(after, round=state.round + 1)

@@ -1,0 +1,1 @@
+"""Many clients on this machine, through the same apps as a deployment."""

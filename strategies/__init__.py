@@ -1,0 +1,1 @@
+"""Server arithmetic: one aggregation rule a file; numpy only."""

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+
+import pytest
+from perennial.cli.display import Display, _page
+from perennial.cli.follow import Progress, Tail
+from perennial.cli.tables import print_matrix
+from perennial.server.report import summarise
+from rich.console import Console
+
+
+def make_log(names=("banking", "[bold]travel"), rounds=2):
+    log = [
+        {"event": "run_started", "run": "weekly", "config": {"round": {"rounds": rounds}},
+         "domains": [{"name": name, "labels": ["x", "y"]} for name in names]},
+    ]  # fmt: skip
+    for d, name in enumerate(names):
+        log.append({"event": "domain_started", "domain": d, "name": name, "labels": 2 * d + 2})
+        for r in range(rounds):
+            place = {"domain": d, "round": r, "attempt": 0}
+            log += [
+                {"event": "round_started", **place, "asked": 2, "bytes_down": 20},
+                {"event": "reply", **place, "node": 1, "ok": True, "records": 3.0, "bytes_up": 7},
+                {"event": "reply", **place, "node": 2, "ok": False, "cause": "late"},
+                {"event": "round_finished", **place, "accepted": 1, "rejected": {"late": 1},
+                 "bytes_up": 7, "bytes_down": 20, "seconds": 1.5, "loss": 0.25},
+                {"event": "evaluated", "domain": d, "round": r + 1, "accuracy":
+                 dict.fromkeys(names[: d + 1], 0.5 + 0.1 * d)},
+            ]  # fmt: skip
+        log.append({"event": "domain_finished", "domain": d, "name": name, "seconds": 9.0})
+    log.append({"event": "run_finished", "adapter_hash": "ab", "seconds": 20.0})
+    return [{**event, "time": 100.0 + i} for i, event in enumerate(log)]
+
+
+def write(path, log, mode="w"):
+    with path.open(mode, encoding="utf-8") as file:
+        file.writelines(json.dumps(event) + "\n" for event in log)
+
+
+def shown(progress, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(_page(progress))
+    return console.file.getvalue()
+
+
+def test_a_tail_gives_each_whole_line_once(tmp_path):
+    path, log = tmp_path / "e", make_log()
+    tail = Tail(path)
+    assert tail.new() == []
+    write(path, log[:2])
+    with path.open("a") as file:
+        file.write('{"event": "half", ')
+    assert tail.new() == log[:2]
+    assert tail.new() == []
+    with path.open("a") as file:
+        file.write('"time": 1}\nnot json\n')
+    assert tail.new() == [{"event": "half", "time": 1}]
+
+
+def test_plain_prints_a_line_per_step_and_the_matrix(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    with Display(path, mode="plain"):
+        write(path, make_log())
+    out = capsys.readouterr().out
+    assert "run weekly: 2 domains, 2 rounds each" in out
+    assert "domain 1/2 banking, round 1/2: loss 0.2500, up 7 B, down 20 B, 1.5 s, rejected 1" in out
+    assert "domain 2/2 [bold]travel: accuracy 60.0 % (banking 60.0 %, [bold]travel 60.0 %)" in out
+    assert "run finished in 20 s" in out
+    assert out.count("round 2/2") == 2
+    assert "2 [bold]travel" in out
+    assert "average accuracy  60.0 %" in out
+    assert "forgetting        \N{MINUS SIGN}10.0 points" in out
+
+
+def test_lines_come_while_the_run_goes_on(tmp_path, capsys):
+    path, log = tmp_path / "events.jsonl", make_log()
+    with Display(path, mode="plain"):
+        write(path, log[:7])
+        out, until = "", time.monotonic() + 10
+        while "round 1/2" not in out and time.monotonic() < until:
+            time.sleep(0.02)
+            out += capsys.readouterr().out
+        assert "round 1/2" in out
+
+
+def test_json_echoes_the_events_and_nothing_else(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    write(path, make_log())
+    with Display(path, mode="json"):
+        pass
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == make_log()
+
+
+def test_quiet_says_nothing(tmp_path, capsys):
+    before = threading.active_count()
+    write(tmp_path / "e", make_log())
+    with Display(tmp_path / "e", mode="quiet"):
+        assert threading.active_count() == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("mode", ["live", "plain", "json", "quiet"])
+def test_a_run_that_never_writes(tmp_path, capsys, mode):
+    with Display(tmp_path / "nothing", mode=mode):
+        pass
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_live_draws_and_ends_with_the_matrix(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    with Display(path, mode="live"):
+        write(path, make_log())
+    out = capsys.readouterr().out
+    assert "accuracy, percent" in out
+    assert "average accuracy  60.0 %" in out
+
+
+def test_an_error_of_the_run_passes_through(tmp_path, capsys):
+    write(tmp_path / "e", make_log()[:5])
+    with pytest.raises(RuntimeError, match="boom"), Display(tmp_path / "e", mode="plain"):
+        raise RuntimeError("boom")
+    assert "The run is not finished" in capsys.readouterr().out
+
+
+def test_a_broken_log_is_said_not_raised(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    path.write_text("broken\n" + json.dumps(make_log()[0]) + "\n")
+    with Display(path, mode="plain"):
+        pass
+    assert "no summary" in capsys.readouterr().out
+
+
+def test_skip_old_prints_only_what_is_new(tmp_path, capsys):
+    path, log = tmp_path / "events.jsonl", make_log()
+    write(path, log[:7])
+    with Display(path, mode="plain", skip_old=True):
+        write(path, log[7:], "a")
+    out = capsys.readouterr().out
+    assert "domain 1/2 banking, round 1/2" not in out
+    assert "domain 1/2 banking, round 2/2" in out
+
+
+def test_the_live_page_of_a_round_under_way():
+    progress = Progress()
+    assert "waiting for the run to start" in shown(progress)
+    log = make_log()
+    for event in log[:10]:
+        progress.see(event)
+    page = shown(progress)
+    assert "weekly  domain 1/2 banking  1/2 rounds done" in page
+    assert "1/4" in page
+    assert "2/2" in page
+    assert "about 15 s left" in page.replace("\n", " ")
+    assert "50.0 %" in page
+    for event in log[10:]:
+        progress.see(event)
+    page = shown(progress)
+    assert "finished" in page
+    assert "[bold]travel" in page
+
+
+def test_progress_goes_back_on_a_resume():
+    progress = Progress()
+    for event in make_log():
+        progress.see(event)
+    assert progress.done == progress.total == 4
+    progress.see({"event": "run_resumed", "time": 1e6, "domain": 0, "round": 1})
+    assert (progress.done, progress.finished, len(progress.table)) == (1, False, 1)
+    assert progress.remaining_s() is None
+
+
+def test_the_table_holds_the_last_eight_rounds():
+    progress = Progress()
+    for event in make_log(rounds=20):
+        progress.see(event)
+    assert [event["round"] for event in progress.table] == list(range(12, 20))
+
+
+@pytest.mark.parametrize(("width", "words"), [(120, "1 banking"), (60, "average"), (40, "learnt")])
+def test_the_matrix_fits_its_terminal(width, words):
+    names = ("banking", "[red]credit cards", "travel", "a domain with a very long name indeed")
+    report = summarise(make_log(names))
+    console = Console(file=io.StringIO(), width=width)
+    print_matrix(report, console)
+    out = console.file.getvalue()
+    assert words in out
+    assert "[red]credit" in out
+    assert "80.0" in out
+    assert max(map(len, out.splitlines())) <= width
+
+
+def test_fifty_domains_and_none():
+    for names in (tuple(f"domain {i}" for i in range(50)), ()):
+        report = summarise(make_log(names, rounds=1))
+        console = Console(file=io.StringIO(), width=100)
+        print_matrix(report, console)
+        assert "average accuracy" in console.file.getvalue()
+        progress = Progress()
+        for event in make_log(names, rounds=1):
+            progress.see(event)
+        shown(progress)

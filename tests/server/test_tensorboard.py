@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+from perennial.server.tensorboard import ScalarLog, write_tensorboard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def round_(domain, round_, loss=1.0, time=10.0):
+    return {"event": "round_finished", "time": time, "domain": domain, "round": round_,
+            "attempt": 0, "loss": loss, "bytes_up": 5, "bytes_down": 6, "seconds": 2.5}  # fmt: skip
+
+
+def score(domain, rounds, **accuracy):
+    return {"event": "evaluated", "time": 11.0, "domain": domain, "round": rounds,
+            "accuracy": accuracy}  # fmt: skip
+
+
+def resume(domain, rounds):
+    return {"event": "run_resumed", "time": 12.0, "domain": domain, "round": rounds}
+
+
+def read(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        tag: [(scalar.step, scalar.value) for scalar in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def test_scalars_are_read_back_at_global_steps_and_wall_times(tmp_path):
+    log = [
+        {"event": "run_started", "time": 1.0},
+        round_(0, 0, 3.0),
+        score(0, 1, a=0.25),
+        round_(0, 1, 2.0),
+        round_(1, 0, 1.0, time=20.5),
+        score(1, 1, a=0.5, b=1.0),
+    ]
+    write_tensorboard(log, tmp_path)
+    scalars = read(tmp_path)
+    assert scalars["train/loss"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert scalars["bytes/up"] == [(1, 5.0), (2, 5.0), (3, 5.0)]
+    assert scalars["bytes/down"][0] == (1, 6.0)
+    assert scalars["seconds/round"][0] == (1, 2.5)
+    assert scalars["accuracy/mean"] == [(1, 0.25), (3, 0.75)]
+    assert scalars["accuracy/a"] == [(1, 0.25), (3, 0.5)]
+    assert scalars["accuracy/b"] == [(3, 1.0)]
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    assert accumulator.Scalars("train/loss")[-1].wall_time == pytest.approx(20.5)
+
+
+def test_a_scalar_can_be_seen_while_the_run_goes_on(tmp_path):
+    with ScalarLog(tmp_path, 2) as log:
+        log.add(round_(0, 0))
+        assert read(tmp_path)["train/loss"] == [(1, 1.0)]
+
+
+def test_a_resumed_run_replaces_the_void_steps(tmp_path):
+    with ScalarLog(tmp_path, 3) as log:
+        for event in (round_(0, 0, 3.0), score(0, 1, a=0.5), round_(0, 1, 2.0), round_(0, 2, 1.0)):
+            log.add(event)
+    with ScalarLog(tmp_path, 3) as log:
+        for event in (resume(0, 1), round_(0, 1, 2.5)):
+            log.add(event)
+    assert len(list(tmp_path.iterdir())) == 2
+    scalars = read(tmp_path)
+    assert scalars["train/loss"] == [(1, 3.0), (2, 2.5)]
+    assert scalars["accuracy/a"] == [(1, 0.5)]
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+    write_tensorboard([round_(0, 0, None), score(0, 1)], tmp_path)
+    scalars = read(tmp_path)
+    assert "train/loss" not in scalars
+    assert "accuracy/mean" not in scalars
+    assert scalars["bytes/up"] == [(1, 5.0)]
+
+
+def test_a_domain_of_any_name(tmp_path):
+    write_tensorboard([score(0, 0, **{"a/b <c> \u00e9": 0.5, "mean": 0.1})], tmp_path)
+    scalars = read(tmp_path)
+    assert scalars["accuracy/a/b <c> \u00e9"] == [(0, 0.5)]
+    assert scalars["accuracy/mean"] == [(0, pytest.approx(0.3))]
+
+
+def test_closing_twice(tmp_path):
+    log = ScalarLog(tmp_path, 1)
+    log.close()
+    log.close()
