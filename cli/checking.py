@@ -14,12 +14,15 @@ def describe(text: str) -> str:
     """
     config = check.read(text)
     source = check.build(config, "data")
-    from ..data.stream import stream
+    from ..data.shards import deal
+    from ..data.stream import of_domain, stream
 
     causal = config.model.name == "causal_lm"
     domains = stream(source.read(), config.domains, causal=causal)
     splits, names = domains.splits, [domain.name for domain in domains.domains]
     shards, rounds = config.shards, config.round
+    for name in names:
+        deal(of_domain(splits.train, name), shards, config.run.seed)
     cohort = rounds.cohort or shards.num_clients
     return "\n".join(
         [

@@ -34,7 +34,7 @@ def override(text: str, settings: Sequence[str]) -> str:
 
 def _write(tree: dict[str, Any], setting: str) -> list[Fault]:
     path, equals, value = setting.partition("=")
-    keys = path.strip().split(".")
+    keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):
         return [Fault("--set", f"must be table.key=value; got {setting!r}")]
     table: Any = tree

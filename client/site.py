@@ -56,6 +56,7 @@ class Site:
     """
 
     def __init__(self, text: str, data: Mapping[str, Any]) -> None:
+        self._text = text
         self.config: Config = check.read(text)
         self.model: Model = check.build(self.config, "model")
         place(self.model, self.config.train)
@@ -75,7 +76,9 @@ class Site:
         self, client: Client, task: Task, params: Vector, summary: Vector
     ) -> tuple[bytes, dict[str, float]]:
         """One round on the client's shard: the sealed update and the numbers beside it."""
-        salt = hashlib.sha256(params.tobytes() + summary.tobytes()).hexdigest()[:16]
+        # The config too: a run that is deleted and begun anew may have the old one's name.
+        asked = self._text.encode() + params.tobytes() + summary.tobytes()
+        salt = hashlib.sha256(asked).hexdigest()[:16]
         kept = client.store.recall(task.ticket, salt)
         if kept is not None:
             logger.info("client %d answers round %s again", client.index, task.ticket)

@@ -6,6 +6,7 @@ simulation as in a deployment.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -54,7 +55,8 @@ class ClientStore:
             body: the sealed update.
             metrics: plain numbers that went with it.
         """
-        head = json.dumps({"key": _key(ticket, salt), "metrics": metrics}).encode()
+        kept = {"key": _key(ticket, salt), "metrics": metrics, "body": _digest(body)}
+        head = json.dumps(kept).encode()
         # No sync: an answer that a power cut takes away is computed again.
         temporary = self.folder / ".answer.new"
         temporary.write_bytes(len(head).to_bytes(4, "big") + head + body)
@@ -67,13 +69,18 @@ class ClientStore:
         except FileNotFoundError:
             return None
         end = 4 + int.from_bytes(content[:4], "big")
+        body = content[end:]
         try:
             head = json.loads(content[4:end])
         except ValueError:  # cut off by a power cut: compute it again
             return None
-        if head["key"] != _key(ticket, salt):
+        if head["key"] != _key(ticket, salt) or head.get("body") != _digest(body):
             return None
-        return content[end:], head["metrics"]
+        return body, head["metrics"]
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
 
 
 def _key(ticket: Ticket, salt: str) -> list[str | int]:

@@ -120,7 +120,10 @@ def _parts(indices: Indices, accumulate: int) -> list[Indices]:
 def _pull(parameters: Tensors, pulls: Sequence[Callable[[Tensors], Tensors]]) -> None:
     for pull in pulls:
         for name, gradient in pull(parameters).items():
-            parameters[name].grad += gradient.detach()
+            parameter = parameters[name]
+            if parameter.grad is None:  # no part reached it in this step
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad += gradient.detach()
 
 
 def _masked_step(

@@ -75,7 +75,7 @@ class Train(Table):
     loss_over: Literal["domain", "seen"] = "domain"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 1
 
 
 class Round(Table):
@@ -169,8 +169,22 @@ def _fault(detail: Any) -> Fault:
     if kind == "missing":
         example = 'the embedded sample is [data] with name = "sample"' if place == "data" else ""
         return Fault(place, "must be given", example)
-    allowed = detail["msg"].replace("Input should be", "must be").replace("Input", "value")
-    return Fault(place, f"{allowed[0].lower()}{allowed[1:]}; got {got!r}")
+    return Fault(place, f"{wording(detail)}; got {got!r}")
+
+
+# pydantic speaks of Python's types, the user of TOML's.
+_WORDS = {
+    "model_type": "must be a table",
+    "dict_type": "must be a table",
+    "mapping_type": "must be a table",
+    "tuple_type": "must be an array",
+}
+
+
+def wording(detail: Any) -> str:
+    """What must hold, from one entry of pydantic's `ValidationError.errors()`."""
+    message: str = detail["msg"].replace("Input should be", "must be").replace("Input", "value")
+    return _WORDS.get(detail["type"], f"{message[0].lower()}{message[1:]}")
 
 
 def _nearest(path: Sequence[Any]) -> str:

@@ -10,16 +10,18 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from .config import suggest
+from .config import suggest, wording
 from .errors import ConfigError, Fault
 
 _ROOT = Path(__file__).resolve().parent.parent
-_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 def names(kind: str, part: Any = None) -> list[str]:
@@ -76,7 +78,7 @@ def find(kind: str, name: str, part: Any, place: str = "") -> Callable[..., Any]
     """
     where = f"{place or kind}.name"
     known = names(kind, part)
-    if "." not in name and name not in names(kind):
+    if name not in names(kind) and not _is_dotted(name):
         raise ConfigError([Fault(where, f"no {kind} plug-in {name!r}", suggest(name, known))])
     package = __package__.rpartition(".")[0]
     path = name if "." in name else f"{package}.{kind}.{name}"
@@ -92,25 +94,41 @@ def find(kind: str, name: str, part: Any, place: str = "") -> Callable[..., Any]
     return build  # type: ignore[no-any-return]
 
 
+def _is_dotted(name: str) -> bool:
+    return "." in name and all(part.isidentifier() for part in name.split("."))
+
+
 def _checked(build: Callable[..., Any], options: Mapping[str, Any], place: str) -> dict[str, Any]:
     hints = get_type_hints(build, include_extras=True)
     parameters = inspect.signature(build).parameters
     fields: dict[str, Any] = {
-        name: (hints[name], ... if p.default is p.empty else p.default)
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
         for name, p in parameters.items()
     }
     try:
         checked = create_model("Options", __config__=_STRICT, **fields)(**options)
     except ValidationError as error:
-        raise ConfigError([_fault(d, place, list(parameters)) for d in error.errors()]) from error
+        raise ConfigError(_option_faults(error, hints, place, list(parameters))) from error
     return {name: getattr(checked, name) for name in parameters}
 
 
-def _fault(detail: Any, place: str, allowed: list[str]) -> Fault:
-    key = ".".join(str(part) for part in detail["loc"])
+def _option_faults(
+    error: ValidationError, hints: Mapping[str, Any], place: str, allowed: list[str]
+) -> list[Fault]:
+    # A value that fits no branch of a union gives one entry per branch: they are one fault.
+    unions = {name for name, hint in hints.items() if get_origin(hint) in (Union, UnionType)}
+    grouped = groupby(
+        error.errors(), lambda detail: detail["loc"][:1] if detail["loc"][0] in unions else detail
+    )
+    return [_fault(list(details), place, allowed) for _, details in grouped]
+
+
+def _fault(details: list[Any], place: str, allowed: list[str]) -> Fault:
+    detail = details[0]
+    key = ".".join(str(part) for part in detail["loc"][: 1 if details[1:] else None])
     if detail["type"] == "extra_forbidden":
         return Fault(f"{place}.{key}", "unknown option", suggest(key, allowed))
     if detail["type"] == "missing":
         return Fault(f"{place}.{key}", "must be given")
-    message = detail["msg"].replace("Input should be", "must be")
-    return Fault(f"{place}.{key}", f"{message[0].lower()}{message[1:]}; got {detail['input']!r}")
+    problem = " or ".join(dict.fromkeys(wording(detail) for detail in details))
+    return Fault(f"{place}.{key}", f"{problem}; got {detail['input']!r}")

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import ModelError
 from ..core.values import Manifest, Vector
 
 _ALL = "all"
+
+# GPT-2 keeps its linears as Conv1D, the weight transposed.
+_LINEAR = (torch.nn.Linear, Conv1D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ def attach(model: Any, lora: Lora, within: Iterable[str], task: str | None) -> A
     linears = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.startswith(prefixes)
+        if isinstance(module, _LINEAR) and name.startswith(prefixes)
     ]
     kinds = sorted({name.rpartition(".")[2] for name in linears})
     chosen = [n for n in linears if lora.targets == (_ALL,) or _last(n) in lora.targets]
@@ -60,12 +64,20 @@ def attach(model: Any, lora: Lora, within: Iterable[str], task: str | None) -> A
     if unknown or not chosen:
         raise ModelError(
             f"[model] targets must be 'all' or names of linears of the base; got "
-            f"{list(lora.targets)}. This base has: {', '.join(kinds)}"
+            f"{list(lora.targets)}. This base has: {', '.join(kinds) or 'none'}"
         )
     config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=chosen, lora_dropout=0.0, task_type=task
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=chosen,
+        lora_dropout=0.0,
+        task_type=task,
+        fan_in_fan_out=isinstance(model.get_submodule(chosen[0]), Conv1D),
     )
-    return peft.get_peft_model(model, config)
+    adapted = peft.get_peft_model(model, config)
+    # PEFT shortens a long list to endings that fit this model, and so a pooler in another's copy.
+    adapted.peft_config["default"].target_modules = set(chosen)
+    return adapted
 
 
 def _last(name: str) -> str:

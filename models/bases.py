@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from ..core.errors import ModelError
 
@@ -43,15 +45,29 @@ def load(base: str, auto_class: Any) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model = auto_class.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        model, report = auto_class.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"[model] base {base!r} cannot be loaded: {error}. Give a folder that holds "
-            f"config.json and weights, a name on the hub that this machine can reach, or {EMBEDDED!r}."
+            f"config.json and weights, a name on a hub that is within reach, or {EMBEDDED!r}."
         ) from error
+    _need_whole(base, report["missing_keys"])
     without_dropout(model)
     model.requires_grad_(False)
     return model, tokenizer
+
+
+def _need_whole(base: str, missing: Iterable[str]) -> None:
+    # transformers fills what the weights lack with random numbers, other ones in each process.
+    lacking = sorted(name for name in missing if "pooler" not in name)
+    if lacking:
+        raise ModelError(
+            f"[model] base {base!r} must hold every tensor of its architecture; it lacks "
+            f"{len(lacking)}, such as {lacking[0]!r}. Use a base that was trained for this kind "
+            "of model, or fetch it again."
+        )
 
 
 def without_dropout(model: torch.nn.Module) -> None:
@@ -62,8 +78,11 @@ def without_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        # Some bases drop by function, at rates in an attribute or in their config.
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(vars(holder).items()) if holder is not None else []:
+                if "drop" in name and isinstance(value, float):
+                    setattr(holder, name, 0.0)
 
 
 def embedded_path() -> str:

@@ -49,9 +49,11 @@ def build(
     model, tokenizer = bases.load(base, transformers.AutoModelForCausalLM)
     model.config.use_cache = False
     identity = bases.fingerprint(model)
-    name, all_layers = find_layers(model)
-    first = max(len(all_layers) - layers, 0) if layers else 0
-    within = [f"{name}.{i}." for i in range(first, len(all_layers))]
+    within = [f"{model.base_model_prefix}."]
+    if layers:
+        name, all_layers = find_layers(model)
+        first = max(len(all_layers) - layers, 0)
+        within = [f"{name}.{i}." for i in range(first, len(all_layers))]
     module = adapter.attach(model, adapter.Lora(rank, alpha, targets), within, "CAUSAL_LM")
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

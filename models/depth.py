@@ -20,19 +20,26 @@ from ..core.parts import Indices
 
 
 class _Skip(nn.Module):
-    """Stands for a layer that is not run: returns its input, or what it was given."""
+    """Stands for a layer that is not run: returns its input, or what it was given.
 
-    def __init__(self, layer: nn.Module) -> None:
+    Args:
+        layer: the layer that is skipped.
+        returns: length of the tuple that the layer returns; 0 when it returns a tensor.
+    """
+
+    def __init__(self, layer: nn.Module, returns: int) -> None:
         super().__init__()
+        self._returns = returns
         self.given: torch.Tensor | None = None
         self.seen: torch.Tensor | None = None
         # Some encoders choose a mask by this attribute of each layer.
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type
 
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.seen = hidden
-        return hidden if self.given is None else self.given
+        result = hidden if self.given is None else self.given
+        return (result, *[None] * (self._returns - 1)) if self._returns else result
 
 
 def find_layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -64,7 +71,8 @@ class CutEncoder:
         owner, _, self._key = name.rpartition(".")
         self._owner = encoder.get_submodule(owner)
         self._encoder = encoder
-        skips = [_Skip(layer) for layer in self._layers]
+        returns = _returns(encoder, self._layers[0])
+        skips = [_Skip(layer, returns) for layer in self._layers]
         self._entry = skips[0]
         self._catch = skips[cut]
         self._below = nn.ModuleList([*self._layers[:cut], *skips[cut:]])
@@ -96,6 +104,18 @@ class CutEncoder:
             yield
         finally:
             self._owner._modules[self._key] = self._layers
+
+
+def _returns(encoder: nn.Module, layer: nn.Module) -> int:
+    found = [0]
+
+    def look(layer: nn.Module, inputs: Any, output: Any) -> None:
+        found[0] = len(output) if isinstance(output, tuple) else 0
+
+    ids = torch.zeros((1, 1), dtype=torch.long, device=next(encoder.parameters()).device)
+    with torch.no_grad(), layer.register_forward_hook(look):
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return found[0]
 
 
 @dataclass(frozen=True, slots=True)

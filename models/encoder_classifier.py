@@ -74,9 +74,11 @@ def on(
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # the mean over tokens is the sentence
     identity = bases.fingerprint(encoder)
-    name, all_layers = find_layers(encoder)
-    cut = max(len(all_layers) - layers, 0) if layers else 0
-    within = [f"{name}.{i}." for i in range(cut, len(all_layers))]
+    cut, within = 0, [""]
+    if layers:
+        name, all_layers = find_layers(encoder)
+        cut = max(len(all_layers) - layers, 0)
+        within = [f"{name}.{i}." for i in range(cut, len(all_layers))]
     module = adapter.attach(encoder, lora, within, None)
     if gradient_checkpointing:
         encoder.gradient_checkpointing_enable({"use_reentrant": False})

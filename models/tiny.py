@@ -41,6 +41,8 @@ def build(
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=64,
+        # Wide enough that the words, not their positions, make the features.
+        initializer_range=0.3,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)

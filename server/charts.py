@@ -102,7 +102,7 @@ def _heat_cell(
 ) -> str:
     x, y, cell, high = place
     gap = 1.0 if numbers else 0.25
-    level = "none" if value is None else f"h{round(value * (LEVELS - 1))}"
+    level = "none" if value is None else f"h{round(min(1.0, max(0.0, value)) * (LEVELS - 1))}"
     box = svg.element(
         "rect",
         x=x + gap,

@@ -1,0 +1,110 @@
+"""The border of the Flower ClientApp: what an answer holds, and what an error may say."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from perennial.client import app
+from perennial.client.site import open_client, open_site
+from perennial.core import wire
+from perennial.core.values import Domain, Ticket
+from perennial.simulations.compat import instruction
+
+TEXT = """
+[data]
+name = "sample"
+[model]
+name = "tiny"
+[shards]
+num_clients = 2
+"""
+
+
+def context(tmp_path, text=TEXT):
+    return Context(
+        run_id=1,
+        node_id=11,
+        node_config={"partition-id": 1, "state-folder": str(tmp_path / "state")},
+        state=RecordDict(),
+        run_config={wire.CONFIG_KEY: text},
+    )
+
+
+def array(values, stype=wire.FLOAT32):
+    data = np.asarray(values, "<f4").tobytes()
+    return Array("float32", (len(values),), stype, data)
+
+
+@pytest.fixture
+def task():
+    site = open_site(TEXT, ())
+    domain = site.stream.domains[0]
+    site.model.fit_labels(domain.labels)
+    hash_ = site.model.manifest.hash
+    ticket = Ticket("run", 0, 0, 0, hash_)
+    return wire.Task(
+        ticket, 1, domain.labels, Domain(domain.name, domain.labels), (domain.name,), hash_
+    )
+
+
+def message(task, stype=wire.FLOAT32, kind="train"):
+    params = np.full(open_site(TEXT, ()).model.manifest.size, 0.01, np.float32)
+    arrays = ArrayRecord({wire.PARAMS: array(params, stype), wire.SUMMARY: array([])})
+    content = RecordDict({wire.ARRAYS: arrays, wire.TASK: ConfigRecord(task.pack())})
+    return instruction(1, content, kind, node=11, group="", ttl=60.0)
+
+
+def test_training_answers_with_a_sealed_body_the_ticket_and_numbers(task, tmp_path):
+    reply = app.train(message(task), context(tmp_path))
+    assert not reply.has_error()
+    sealed = reply.content[wire.ARRAYS][wire.BODY]
+    assert sealed.stype == wire.SEALED
+    assert len(sealed.data) == 4 * open_site(TEXT, ()).model.manifest.size
+    assert dict(reply.content[wire.TASK]) == {
+        "run": "run",
+        "domain": 0,
+        "round": 0,
+        "attempt": 0,
+        "manifest": task.ticket.manifest,
+    }
+    assert isinstance(reply.content[wire.METRICS], MetricRecord)
+    assert set(reply.content[wire.METRICS]) == {"loss", "weight", "seconds"}
+    site = open_site(TEXT, ())
+    params = np.full(site.model.manifest.size, 0.01, np.float32)
+    fresh = open_client(site, 1, tmp_path / "fresh")
+    body, _ = site.train(fresh, task, params, np.zeros(0, np.float32))
+    assert sealed.data == body
+
+
+def test_evaluation_answers_with_numbers_only(task, tmp_path):
+    reply = app.evaluate(message(task, kind="evaluate"), context(tmp_path))
+    assert not reply.has_error()
+    assert set(reply.content[wire.METRICS]) == {"loss.0", "correct.0", "total.0"}
+    assert wire.ARRAYS not in reply.content
+
+
+def test_the_end_of_a_domain_answers_too(task, tmp_path):
+    reply = app.finish(message(task, kind="train.finish"), context(tmp_path))
+    assert not reply.has_error()
+    assert reply.content[wire.METRICS]["weight"] == 1.0
+
+
+def test_an_error_says_its_kind_and_quotes_nothing(task, tmp_path, monkeypatch):
+    def broken(self, *_):
+        raise ValueError("patient 17 has a cold")
+
+    monkeypatch.setattr("perennial.client.site.Site.train", broken)
+    reply = app.train(message(task), context(tmp_path))
+    assert reply.has_error()
+    assert reply.error.reason == "train: ValueError"
+
+
+def test_arrays_of_another_kind_are_refused(task, tmp_path):
+    reply = app.train(message(task, stype="numpy.ndarray"), context(tmp_path))
+    assert reply.has_error()
+    assert reply.error.reason == "train: RunError"
+
+
+def test_a_run_without_config_is_an_error(task, tmp_path):
+    reply = app.train(message(task), context(tmp_path, text=""))
+    assert reply.has_error()
+    assert reply.error.reason == "train: RunError"

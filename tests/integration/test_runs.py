@@ -1,0 +1,312 @@
+"""Whole runs with a tiny model: the same bits by every road, and after every crash."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perennial.core.errors import DataError, RunError
+from perennial.simulations.simulate import simulate
+
+pytestmark = pytest.mark.integration
+
+TINY = """
+[run]
+seed = 11
+name = "tiny"
+[data]
+name = "sample"
+[domains]
+order = ["bank", "clinic", "shop"]
+[shards]
+split = "dirichlet"
+num_clients = 3
+[model]
+name = "tiny"
+[train]
+lr = 2e-2
+epochs = 4
+[round]
+rounds = 3
+"""
+# Half the console script's own start; the same entry point.
+COMMAND = [sys.executable, "-m", "perennial"]
+
+
+def changed(text, **tables):
+    """`text` with keys set: `round__rounds=1` is `[round] rounds = 1`."""
+    from perennial.cli.overrides import override
+
+    return override(text, [f"{k.replace('__', '.')}={json.dumps(v)}" for k, v in tables.items()])
+
+
+def run(folder, text):
+    simulate(text, folder)
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    return folder, run(folder, TINY)
+
+
+def test_a_run_leaves_everything_a_user_needs(unbroken):
+    folder, report = unbroken
+    assert report["finished"]
+    assert [d["name"] for d in report["domains"]] == ["bank", "clinic", "shop"]
+    matrix = report["accuracy_matrix"]
+    assert [[cell is not None for cell in row] for row in matrix] == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]
+    assert len(report["rounds"]) == 9
+    losses = [row["loss"] for row in report["rounds"]]
+    assert all(losses[3 * d + 2] < losses[3 * d] for d in range(3))
+    assert len(report["clients"]) == 3
+    for name in (
+        "config.toml",
+        "events.jsonl",
+        "report.html",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/head.safetensors",
+        "adapters/02-shop/labels.json",
+        "clients/00000/client.json",
+    ):
+        assert (folder / name).is_file(), name
+    assert list((folder / "tensorboard").glob("events*"))
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert len(json.loads((folder / "adapter" / "labels.json").read_text())) == 18
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(unbroken, tmp_path):
+    first = unbroken[1]["adapter_hash"]
+    assert run(tmp_path / "again", TINY)["adapter_hash"] == first
+    assert run(tmp_path / "other", changed(TINY, run__seed=12))["adapter_hash"] != first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"simulation__strict_wire": True},
+        {"simulation__backend": "processes", "simulation__workers": 2},
+        {"evaluate__where": "clients"},
+        {"evaluate__every": 0},
+    ],
+    ids=str,
+)
+def test_every_road_ends_with_the_same_bits(change, unbroken, tmp_path):
+    report = run(tmp_path / "run", changed(TINY, **change))
+    assert report["adapter_hash"] == unbroken[1]["adapter_hash"]
+    final = report["accuracy_matrix"][-1]
+    assert final == pytest.approx(unbroken[1]["accuracy_matrix"][-1])
+
+
+def test_ray_ends_with_the_same_bits(unbroken, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra: pip install 'perennial[ray]'")
+    # In a process of its own: the engine leaves threads and a logger behind.
+    text = changed(TINY, simulation__backend="ray", run__folder=str(tmp_path))
+    (tmp_path / "ray.toml").write_text(text)
+    done = subprocess.run(
+        [*COMMAND, "simulate", tmp_path / "ray.toml", "--quiet"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (report,) = tmp_path.glob("tiny-*/report.json")
+    assert json.loads(report.read_text())["adapter_hash"] == unbroken[1]["adapter_hash"]
+
+
+def start(folder, *arguments):
+    environment = {**os.environ, "PERENNIAL_TEST": "1"}
+    return subprocess.Popen(
+        [*COMMAND, "simulate", *arguments, "--quiet"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_events(path: Path, count: int, process, pause: float):
+    """Until the run has written `count` events, then `pause` seconds more."""
+    while process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            time.sleep(pause)
+            return
+        time.sleep(0.005)
+
+
+def broken_run(tmp_path, kills, text=TINY, seed=0):
+    """A run that is killed `kills` times at seeded points and resumed each time."""
+    rng = np.random.default_rng(seed)
+    (tmp_path / "c.toml").write_text(changed(text, run__folder=str(tmp_path / "runs")))
+    process = start(tmp_path, "c.toml")
+    while not (found := list((tmp_path / "runs").glob("*/events.jsonl"))):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    events = found[0]
+    for _ in range(kills):
+        written = events.read_bytes().count(b"\n")
+        aim = written + int(rng.integers(1, 25))
+        wait_for_events(events, aim, process, float(rng.uniform(0, 0.2)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = start(tmp_path, "--resume", str(events.parent))
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    return events.parent, json.loads((events.parent / "report.json").read_text())
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_bits(unbroken, tmp_path):
+    folder, report = broken_run(tmp_path, kills=3)
+    assert report["adapter_hash"] == unbroken[1]["adapter_hash"]
+    assert report["accuracy_matrix"] == unbroken[1]["accuracy_matrix"]
+    assert len(report["rounds"]) == 9
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == (
+        unbroken[0] / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+    assert not [path for path in folder.rglob(".*.new")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(unbroken, tmp_path, seed):
+    _, report = broken_run(tmp_path, kills=20, seed=seed + 1)
+    assert report["adapter_hash"] == unbroken[1]["adapter_hash"]
+    assert report["accuracy_matrix"] == unbroken[1]["accuracy_matrix"]
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    first = run(folder, TINY)
+    again = run(folder, TINY)
+    assert again["adapter_hash"] == first["adapter_hash"] == unbroken[1]["adapter_hash"]
+    assert again["accuracy_matrix"] == first["accuracy_matrix"]
+
+
+def test_the_run_goes_on_under_faults_and_counts_them(tmp_path):
+    text = changed(
+        TINY,
+        shards__num_clients=8,
+        simulation__faults={
+            "drop_rate": 0.1,
+            "straggle_rate": 0.1,
+            "garbage_rate": 0.1,
+            "nan_rate": 0.1,
+        },
+    )
+    report = run(tmp_path / "run", text)
+    assert report["finished"]
+    causes = set(report["rejected"])
+    assert {"dropped out", "late", "not finite"} <= causes
+    assert causes - {"dropped out", "late", "not finite"} <= {
+        "wrong length",
+        "change out of range",
+        "malformed body",
+    }
+    kept = sum(row["accepted"] for row in report["rounds"])
+    assert kept + sum(report["rejected"].values()) == 9 * 8
+
+
+def test_a_round_without_a_quorum_is_tried_again_then_the_run_stops_and_can_go_on(tmp_path):
+    text = changed(TINY, simulation__faults__drop_rate=1.0, round__retries=1)
+    with pytest.raises(RunError, match=r"min_replies = 1.*2 attempts.*'dropped out': 3.*resumed"):
+        simulate(text, tmp_path / "run")
+    events = [json.loads(x) for x in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events].count("round_failed") == 2
+    # Nothing was lost: without the fault the same folder goes on from its start.
+    assert run(tmp_path / "run", TINY)["finished"]
+
+
+def test_a_cohort_is_asked_and_no_one_else(tmp_path):
+    report = run(tmp_path / "run", changed(TINY, round__cohort=2))
+    assert all(row["accepted"] == 2 for row in report["rounds"])
+
+
+@pytest.mark.parametrize("strategy", ["ffa", "fedprox", "median"])
+def test_other_strategies_run_to_the_end(strategy, tmp_path, unbroken):
+    report = run(tmp_path / "run", changed(TINY, strategy__name=strategy, round__rounds=1))
+    assert report["finished"]
+    if strategy == "ffa":
+        down, up = report["totals"]["bytes_down"], report["totals"]["bytes_up"]
+        assert up < 0.75 * down
+
+
+def test_a_shard_may_be_empty(tmp_path):
+    text = changed(TINY, shards__num_clients=20, shards__alpha=0.01, round__rounds=1)
+    report = run(tmp_path / "run", text)
+    assert report["finished"]
+    assert min(client["records_total"] for client in report["clients"]) == 0
+    assert not report["rejected"]
+
+
+def test_joint_training_has_one_domain(tmp_path):
+    tree = changed(TINY, domains__joint=True, round__rounds=1).replace(
+        'order = [\n    "bank",\n    "clinic",\n    "shop",\n]\n', ""
+    )
+    report = run(tmp_path / "run", tree)
+    assert [d["name"] for d in report["domains"]] == ["all"]
+    assert len(report["accuracy_matrix"]) == 1
+
+
+def test_a_causal_model_runs_through_the_same_loop(tmp_path, llama_folder):
+    rng = np.random.default_rng(0)
+    rows = ["prompt,completion,domain"]
+    for domain in ("x", "y"):
+        for _ in range(40):
+            a = int(rng.integers(0, 20))
+            rows.append(f"w{a},w{(a + (1 if domain == 'x' else 2)) % 29},{domain}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    text = f"""
+[data]
+name = "csv"
+train = "{tmp_path / "pairs.csv"}"
+prompt = "prompt"
+completion = "completion"
+[shards]
+num_clients = 2
+[model]
+name = "causal_lm"
+base = "{llama_folder}"
+[train]
+lr = 1e-2
+epochs = 4
+[round]
+rounds = 2
+"""
+    report = run(tmp_path / "run", text)
+    assert report["finished"]
+    losses = [row["loss"] for row in report["rounds"]]
+    assert losses[1] < losses[0]
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    text = changed(TINY, simulation__faults__drop_rate=0.0)
+    simulate(text, folder)
+    other = changed(TINY, model__rank=2)
+    with pytest.raises(RunError, match="Resume with the config, data and version"):
+        simulate(other, folder)
+
+
+def test_missing_data_leaves_nothing_behind(tmp_path):
+    text = changed(TINY, run__folder=str(tmp_path / "runs"), data__name="csv", data__train="no.csv")
+    (tmp_path / "c.toml").write_text(text)
+    process = start(tmp_path, "c.toml")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "no.csv" in error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "runs").glob("*"))
+    with pytest.raises(DataError):
+        simulate(text, tmp_path / "x")
