@@ -43,7 +43,7 @@ def rebuild(run: str, home: Path) -> None:
         raise DataError(f"{folder} must hold events.jsonl; the run never began")
     from rich.console import Console
 
-    from .display import print_matrix
+    from .tables import print_matrix
 
     console = Console()
     print_matrix(write_report(folder), console)

@@ -31,8 +31,10 @@ def start(text: str, resume: str, *, quiet: bool, json: bool) -> None:
         folder = _new_folder(text)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     mode: Mode = "quiet" if quiet else "json" if json else "live" if _terminal() else "plain"
-    with _logged(folder), _tidy(folder, resume), Display(
-        folder / "events.jsonl", mode=mode, skip_old=bool(resume)
+    with (
+        _logged(folder),
+        _tidy(folder, resume),
+        Display(folder / "events.jsonl", mode=mode, skip_old=bool(resume)),
     ):
         from ..simulations.simulate import simulate
 

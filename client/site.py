@@ -159,6 +159,11 @@ class Site:
         return self.secure_sum.seal(vector, weight, task.ticket), {"weight": weight}
 
     def _prepare(self, task: Task, params: Vector) -> None:
+        if task.base != self.model.identity():
+            raise RunError(
+                f"the base must be the server's, {task.base}; this client has "
+                f"{self.model.identity()}. Install the same base and versions at both ends."
+            )
         known = self.model.labels
         if task.labels[: len(known)] != known[: len(task.labels)]:
             self._encoded = {}  # another order of labels: what was encoded points to other rows

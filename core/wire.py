@@ -44,6 +44,7 @@ class Task:
         domain: the domain being learnt.
         seen: names of the domains so far, in order, the current one last.
         manifest: hash of the manifest of all trainable tensors.
+        base: identity of the frozen base; the same adapter on another base means nothing.
     """
 
     ticket: Ticket
@@ -52,6 +53,7 @@ class Task:
     domain: Domain
     seen: tuple[str, ...]
     manifest: str
+    base: str
 
     def pack(self) -> dict[str, Any]:
         """Plain values only: numbers, strings and lists of strings."""
@@ -63,6 +65,7 @@ class Task:
             "domain_labels": list(self.domain.labels),
             "seen": list(self.seen),
             "full_manifest": self.manifest,
+            "base": self.base,
         }
 
     @staticmethod
@@ -80,6 +83,7 @@ class Task:
                 domain=Domain(str(values["domain_name"]), tuple(values["domain_labels"])),
                 seen=tuple(values["seen"]),
                 manifest=str(values["full_manifest"]),
+                base=str(values["base"]),
             )
         except KeyError as error:
             raise RunError(

@@ -185,7 +185,7 @@ class EncoderClassifier:
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """LoRA factors, then `head.weight` [labels, h] and `head.bias` [labels]."""
-        head = self.module.head
+        head: nn.Linear = self.module.head
         return {**self._factors, "head.weight": head.weight, "head.bias": head.bias}
 
     @cached_property

@@ -15,7 +15,6 @@ from ..core.errors import PerennialError, RunError
 from ..core.parts import Reply
 from ..core.values import Vector
 from .link import Link
-from .run import run
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +35,9 @@ def main(grid: Grid, context: Context) -> None:
     text = str(context.run_config.get(wire.CONFIG_KEY, ""))
     if not text:
         raise RunError(f"the run config must hold the TOML text under {wire.CONFIG_KEY!r}")
+    # Torch comes with this import: a grid and a link alone must start at once.
+    from .run import run
+
     try:
         run(link(grid), text, _folder(text, str(context.run_config.get(wire.FOLDER_KEY, ""))))
     except PerennialError as error:

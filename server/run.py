@@ -205,6 +205,7 @@ def _task(room: Room, state: ServerState, attempt: int, travels: str) -> Task:
         domain=domain,
         seen=tuple(d.name for d in room.domains(state.domain)),
         manifest=room.model.manifest.hash,
+        base=room.model.identity(),
     )
 
 

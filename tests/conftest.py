@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
 from perennial.core.values import Records
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(29))]

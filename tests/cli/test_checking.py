@@ -1,4 +1,5 @@
 import pytest
+
 from perennial.cli.checking import describe
 from perennial.core.errors import ConfigError, DataError
 

@@ -6,11 +6,12 @@ import threading
 import time
 
 import pytest
+from rich.console import Console
+
 from perennial.cli.display import Display, _page
 from perennial.cli.follow import Progress, Tail
 from perennial.cli.tables import print_matrix
 from perennial.server.report import summarise
-from rich.console import Console
 
 
 def make_log(names=("banking", "[bold]travel"), rounds=2):

@@ -1,6 +1,7 @@
 import tomllib
 
 import pytest
+
 from perennial.cli.overrides import override
 from perennial.core import check
 from perennial.core.errors import ConfigError

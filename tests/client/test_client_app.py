@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+
 from perennial.client import app
 from perennial.client.site import open_client, open_site
 from perennial.core import wire
@@ -42,7 +43,13 @@ def task():
     hash_ = site.model.manifest.hash
     ticket = Ticket("run", 0, 0, 0, hash_)
     return wire.Task(
-        ticket, 1, domain.labels, Domain(domain.name, domain.labels), (domain.name,), hash_
+        ticket,
+        1,
+        domain.labels,
+        Domain(domain.name, domain.labels),
+        (domain.name,),
+        hash_,
+        site.model.identity(),
     )
 
 

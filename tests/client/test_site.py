@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from perennial.client.site import Site, open_client
 from perennial.core.errors import PerennialError, RunError
 from perennial.core.values import Ticket
@@ -42,7 +43,8 @@ def task_of(site, domain=0, round=0, rounds=3, attempt=0, run="run"):
     travels = site.strategy.trainable(site.model.manifest, round)
     ticket = Ticket(run, domain, round, attempt, site.model.manifest.only(travels).hash)
     names = tuple(d.name for d in domains)
-    return Task(ticket, rounds, labels, domains[-1], names, site.model.manifest.hash)
+    base = site.model.identity()
+    return Task(ticket, rounds, labels, domains[-1], names, site.model.manifest.hash, base)
 
 
 def start(site, task, seed=0):
@@ -259,3 +261,9 @@ def test_a_folder_serves_one_base_only(site, tmp_path):
 def test_a_config_with_faults_opens_no_site():
     with pytest.raises(PerennialError, match=r"\[train.lrr\] unknown key"):
         made(TEXT + "lrr = 1\n")
+
+
+def test_another_base_is_refused_though_the_shapes_agree(site, tmp_path):
+    task = replace(task_of(site), base="0123456789abcdef")
+    with pytest.raises(RunError, match=r"base must be the server's, 0123456789abcdef; this client"):
+        site.train(client(site, tmp_path), task, start(site, task), NOTHING)

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from perennial.client.store import ClientStore
 from perennial.core.errors import RunError
 from perennial.core.values import Ticket

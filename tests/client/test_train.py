@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from perennial.client.train import Forces, Schedule, train
 from perennial.core.config import Train
 from perennial.core.values import Manifest

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from perennial.core import plugins
 from perennial.core.parts import Continual, Phase
 from perennial.core.values import Domain, Records, Spend

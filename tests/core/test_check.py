@@ -1,4 +1,5 @@
 import pytest
+
 from perennial.core import check
 from perennial.core.errors import ConfigError
 from perennial.core.parts import Strategy

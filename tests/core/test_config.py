@@ -1,4 +1,5 @@
 import pytest
+
 from perennial.core.config import parse, suggest
 from perennial.core.errors import ConfigError
 

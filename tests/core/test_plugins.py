@@ -1,4 +1,5 @@
 import pytest
+
 from perennial.core import plugins
 from perennial.core.check import KINDS
 from perennial.core.errors import ConfigError

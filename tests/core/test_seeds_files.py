@@ -2,6 +2,7 @@ import os
 
 import numpy as np
 import pytest
+
 from perennial.core import files, seeds
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from perennial.core.values import Manifest, Records, gather, scatter
 
 ABC = Manifest(("a", "b", "c"), ((2, 3), (), (4,)))

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from perennial.core.errors import RunError
 from perennial.core.values import Domain, Ticket
 from perennial.core.wire import Task
@@ -12,6 +13,7 @@ TASK = Task(
     domain=Domain("travel", ("y", "z")),
     seen=("home", "travel"),
     manifest="def",
+    base="123",
 )
 
 
@@ -21,7 +23,7 @@ def test_a_task_comes_back_as_it_went():
 
 
 def test_a_task_of_a_causal_model_has_no_labels():
-    bare = Task(TASK.ticket, 1, (), Domain("all"), ("all",), "def")
+    bare = Task(TASK.ticket, 1, (), Domain("all"), ("all",), "def", "123")
     assert Task.unpack(bare.pack()) == bare
 
 

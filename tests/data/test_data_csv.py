@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from perennial.core.errors import DataError
 from perennial.core.values import Records
 from perennial.data import csv

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from perennial.core import plugins
 from perennial.core.errors import ConfigError, DataError
 from perennial.core.parts import Source

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from perennial.core.errors import ConfigError, DataError
 from perennial.data import hub
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from perennial.core.errors import DataError
 from perennial.data import parquet
 

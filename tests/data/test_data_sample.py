@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from perennial.core.config import Domains
 from perennial.core.values import Records, Splits
 from perennial.data import sample

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from perennial.core.config import Shards
 from perennial.core.errors import DataError
 from perennial.core.values import Records

@@ -5,6 +5,7 @@ from itertools import chain
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from perennial.core.errors import ConfigError, DataError
 from perennial.core.values import Records, Splits
 from perennial.data.split import Rates, split

@@ -1,6 +1,7 @@
 """The stream of domains: what each key of `[domains]` does, and what is refused."""
 
 import pytest
+
 from perennial.core.config import Domains
 from perennial.core.errors import DataError
 from perennial.core.values import Domain, Records, Splits

@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+
 from perennial.core import plugins
 from perennial.core.parts import Export
 

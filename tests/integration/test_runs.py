@@ -173,7 +173,7 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(unbroken, tmp_path):
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == (
         unbroken[0] / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
-    assert not [path for path in folder.rglob(".*.new")]
+    assert not list(folder.rglob(".*.new"))
 
 
 @pytest.mark.slow

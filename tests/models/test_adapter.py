@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from perennial.core.errors import ModelError
 from perennial.models import adapter, tiny
 

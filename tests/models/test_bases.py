@@ -4,10 +4,11 @@ import shutil
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+
 from perennial.core.config import Train
 from perennial.core.errors import ModelError
 from perennial.models import bases, causal_lm, place, tiny
-from safetensors.torch import load_file, save_file
 
 SMALL = {
     "vocab_size": 64,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from perennial.core.values import Records
 from perennial.models import causal_lm
 

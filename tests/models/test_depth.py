@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from perennial.core.errors import ModelError
 from perennial.models import bases
 from perennial.models.depth import CutEncoder, Ragged, find_layers

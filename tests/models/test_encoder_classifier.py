@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from perennial.core.errors import DataError
 from perennial.core.values import Records
 from perennial.models import encoder_classifier, tiny
-from safetensors.torch import load_file
 
 LABELS = ("greet", "part", "thank")
 
@@ -173,6 +174,7 @@ def test_minilm_sentences_of_one_meaning_are_near():
 
 def test_a_base_whose_layers_stand_in_no_list_can_be_adapted_whole(requests_):
     import transformers
+
     from perennial.core.errors import ModelError
     from perennial.models import adapter
 

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+
 from perennial.core import plugins
 from perennial.core.parts import Model, Score
 from perennial.core.values import Records

@@ -1,6 +1,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from perennial.core.values import Ticket
 from perennial.privacy import plain
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from perennial.core import plugins
 from perennial.core.parts import SecureSum
 from perennial.core.values import Ticket

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from perennial.core.errors import RunError
 from perennial.server.events import EventLog, parse_line, read_events, settle
 

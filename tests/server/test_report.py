@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+
 from perennial.core.errors import RunError
 from perennial.server.bar_charts import MOST_BARS
 from perennial.server.charts import heat_colours, luminance

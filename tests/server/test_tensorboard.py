@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from perennial.server.tensorboard import ScalarLog, write_tensorboard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from perennial.server.tensorboard import ScalarLog, write_tensorboard
 
 
 def round_(domain, round_, loss=1.0, time=10.0):

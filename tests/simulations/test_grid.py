@@ -122,7 +122,7 @@ def test_faults_are_the_same_in_every_run_and_differ_by_round():
     drawn = [[faults.draw(table, 3, i, f"0.{r}.0") for i in range(200)] for r in range(3)]
     assert drawn == [[faults.draw(table, 3, i, f"0.{r}.0") for i in range(200)] for r in range(3)]
     assert drawn[0] != drawn[1]
-    flat = sum(drawn, [])
+    flat = [fault for round_ in drawn for fault in round_]
     for word in (faults.NONE, faults.DROP, faults.STRAGGLE, faults.GARBAGE, faults.NAN):
         assert abs(flat.count(word) / 600 - 0.2) < 0.08
 

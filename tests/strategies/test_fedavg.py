@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from perennial.core.values import ServerState, Ticket
 from perennial.privacy import plain
 from perennial.strategies import fedavg

@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+
 from perennial.strategies import fedavg, fedprox
 
 

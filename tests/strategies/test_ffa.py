@@ -1,4 +1,5 @@
 import numpy as np
+
 from perennial.core.values import Manifest
 from perennial.strategies import ffa
 

@@ -1,4 +1,5 @@
 import numpy as np
+
 from perennial.core.values import Update
 from perennial.strategies import median
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from perennial.core import plugins
 from perennial.core.parts import Strategy
 from perennial.core.values import Manifest, ServerState, Update
