@@ -148,9 +148,19 @@ def parse(text: str) -> Config:
         raise ConfigError([fault]) from error
     try:
         # TOML has arrays where the config has tuples, and writes 1 for 1.0.
-        return Config.model_validate(_tuples(tree))
+        return Config.model_validate(_named(_tuples(tree)))
     except ValidationError as error:
         raise ConfigError([_fault(detail) for detail in error.errors()]) from error
+
+
+def _named(tree: dict[str, Any]) -> dict[str, Any]:
+    """A plug-in table without a name means the default plug-in, with other options."""
+    named = dict(tree)
+    for table, field in Config.model_fields.items():
+        given = tree.get(table)
+        if isinstance(field.default, Plugin) and isinstance(given, dict):
+            named[table] = {"name": field.default.name, **given}
+    return named
 
 
 def _tuples(value: Any) -> Any:

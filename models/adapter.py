@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 from transformers.pytorch_utils import Conv1D
 
@@ -66,6 +65,8 @@ def attach(model: Any, lora: Lora, within: Iterable[str], task: str | None) -> A
             f"[model] targets must be 'all' or names of linears of the base; got "
             f"{list(lora.targets)}. This base has: {', '.join(kinds) or 'none'}"
         )
+    import peft  # takes seconds to load: reading a config must not
+
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -58,7 +58,6 @@ def test_an_unknown_key_names_the_nearest():
         ("[run]\nseed = 9223372036854775808", "run.seed", "less than 9223372036854775808"),
         ('[run]\nname = "../x"', "run.name", "pattern"),
         ("[[train]]\nlr = 1", "train", "must be a table; got ({'lr': 1},)"),
-        ("[strategy]\nmu = 1", "strategy.name", "must be given"),
         ("[strategy]\nname = 3", "strategy.name", "must be a valid string; got 3"),
         ('[strategy]\nname = ""', "strategy.name", "at least 1 character"),
         ('[domains]\norder = "a"', "domains.order", "must be an array; got 'a'"),
@@ -113,3 +112,9 @@ def test_suggest_lists_what_is_allowed():
     )
     assert suggest("zzz", ["b", "a"]) == "allowed: a, b"
     assert suggest("zzz", []) == "allowed: nothing"
+
+
+def test_a_plug_in_table_without_a_name_means_the_default_plug_in():
+    config = parse('[data]\nname = "sample"\n[strategy]\nmomentum = 0.5')
+    assert config.strategy.name == "fedavg"
+    assert config.strategy.options == {"momentum": 0.5}
