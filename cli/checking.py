@@ -14,15 +14,14 @@ def describe(text: str) -> str:
     """
     config = check.read(text)
     source = check.build(config, "data")
-    from ..data.shards import deal
-    from ..data.stream import of_domain, stream
+    from ..data.deals import need_deal
+    from ..data.stream import stream
 
     causal = config.model.name == "causal_lm"
     domains = stream(source.read(), config.domains, causal=causal)
     splits, names = domains.splits, [domain.name for domain in domains.domains]
     shards, rounds = config.shards, config.round
-    for name in names:
-        deal(of_domain(splits.train, name), shards, config.run.seed)
+    need_deal(domains, shards, config.run.seed)
     cohort = rounds.cohort or shards.num_clients
     return "\n".join(
         [

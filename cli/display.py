@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,13 +85,22 @@ class Display:
             self._live.stop()
             self._live = None
         if self._mode != "json":
-            self._print_end()
+            try:
+                self._print_end()
+            except BrokenPipeError:
+                _look_away()
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
             self._show_new()
 
     def _show_new(self) -> None:
+        try:
+            self._show_events()
+        except BrokenPipeError:
+            _look_away()
+
+    def _show_events(self) -> None:
         for event in self._tail.new():
             self._progress.see(event)
             if self._mode == "json":
@@ -112,6 +123,13 @@ class Display:
             print(f"no summary: {error}", flush=True)
             return
         print_matrix(report, _console())
+
+
+def _look_away() -> None:
+    """Print to nowhere from now on: whoever read the output left, and the run goes on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def plain_lines(event: Event, progress: Progress) -> Iterator[str]:

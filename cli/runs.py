@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DataError
+from ..core.errors import DataError, PerennialError
 from ..server.events import read_events
 from ..server.report import summarise, write_report
 
@@ -69,7 +69,10 @@ def show(home: Path) -> None:
 def _row(folder: Path) -> list[str]:
     if not (folder / "events.jsonl").exists():
         return ["not begun", "", "", "", "", ""]
-    report: dict[str, Any] = summarise(read_events(folder / "events.jsonl"))
+    try:
+        report: dict[str, Any] = summarise(read_events(folder / "events.jsonl"))
+    except PerennialError:  # one damaged run must not hide the others
+        return ["damaged", "", "", "", "", ""]
     forgetting = report["forgetting"]
     return [
         "finished" if report["finished"] else "unfinished",

@@ -41,8 +41,12 @@ def start(text: str, resume: str, *, quiet: bool, json: bool) -> None:
         try:
             simulate(text, folder)
         except KeyboardInterrupt:
+            if not resume and not _begun(folder):
+                raise RunError("stopped before the run began; nothing was written") from None
             raise RunError(f"stopped; go on with: perennial simulate --resume {folder}") from None
         except RunError as error:
+            if not resume and not _begun(folder):
+                raise
             raise RunError(f"{error}\nDetails: {folder / 'log.txt'}") from error
     if mode in ("live", "plain"):
         sys.stdout.write(f"report: {folder / 'report.html'}\nadapter: {folder / 'adapter'}\n")
@@ -76,13 +80,18 @@ def _new_folder(text: str) -> Path:
     raise RunError(f"{home} holds a thousand runs of this second")
 
 
+def _begun(folder: Path) -> bool:
+    log = folder / "events.jsonl"
+    return log.exists() and log.stat().st_size > 0
+
+
 @contextmanager
 def _tidy(folder: Path, resume: str) -> Iterator[None]:
     """Leave no run folder behind when the run never began."""
     try:
         yield
     except BaseException:
-        if not resume and not (folder / "events.jsonl").exists():
+        if not resume and not _begun(folder):
             for path in sorted(folder.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             folder.rmdir()

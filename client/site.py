@@ -68,8 +68,11 @@ class Site:
             check.build(self.config, "data", **data).read(),
             self.config.domains,
             causal=not self.model.labels_needed,
+            partial=self.config.shards.split == "local",
         )
+        self._shards: dict[tuple[int, str, str], Records] = {}
         self._encoded: dict[tuple[int, str, str], Encoded] = {}
+        self._encoded_ids: dict[int, tuple[str, ...]] = {}
         self._learning: tuple[str, int] = ("", -1)
 
     def train(
@@ -180,10 +183,15 @@ class Site:
         return Phase(task.domain, task.ticket.domain, client.store.folder, seed, summary)
 
     def _shard(self, client: Client, domain: str, split: str) -> Records:
-        records = of_domain(getattr(self.stream.splits, split), domain)
-        train_records = of_domain(self.stream.splits.train, domain)
-        seed = derive(self.config.run.seed, "shards", domain)
-        return shards.shard(records, self.config.shards, client.index, seed, like=train_records)
+        key = (client.index, domain, split)
+        if key not in self._shards:
+            records = of_domain(getattr(self.stream.splits, split), domain)
+            train_records = of_domain(self.stream.splits.train, domain)
+            seed = derive(self.config.run.seed, "shards", domain)
+            self._shards[key] = shards.shard(
+                records, self.config.shards, client.index, seed, like=train_records
+            )
+        return self._shards[key]
 
     def _encode(self, client: Client, task: Task, records: Records) -> Encoded:
         # Only the current domain's records stay encoded: old ones come back as replay.
@@ -192,12 +200,15 @@ class Site:
             self._encoded = {k: v for k, v in self._encoded.items() if k[2] != "train"}
             self._learning = now
         key = (client.index, task.domain.name, "train")
-        if key not in self._encoded or len(self._encoded[key]) != len(records):
+        # A continual method may swap records between rounds; the ids tell.
+        if key not in self._encoded or self._encoded_ids.get(client.index) != records.ids:
             self._encoded[key] = self.model.encode(records)
+            self._encoded_ids[client.index] = records.ids
         return self._encoded[key]
 
     def _answers(self, task: Task) -> list[int]:
-        if self.config.train.loss_over == "seen":
+        # Among one answer there is nothing to tell apart: the loss would be 0 for ever.
+        if self.config.train.loss_over == "seen" or len(task.domain.labels) == 1:
             return []
         index = {label: i for i, label in enumerate(task.labels)}
         return [index[label] for label in task.domain.labels]

@@ -84,10 +84,14 @@ def find(kind: str, name: str, part: Any, place: str = "") -> Callable[..., Any]
     path = name if "." in name else f"{package}.{kind}.{name}"
     try:
         build = importlib.import_module(path).build
-    except (ImportError, AttributeError) as error:
-        fault = Fault(where, f"{name!r} cannot be loaded: {error}", f"allowed: {', '.join(known)}")
-        raise ConfigError([fault]) from error
-    if get_type_hints(build).get("return") != part:
+        returns = get_type_hints(build).get("return")
+    # The last two: `build` is no function, or is annotated with a name that its file lacks.
+    except (ImportError, AttributeError, SyntaxError, NameError, TypeError) as error:
+        remedy = f"allowed: {', '.join(known)}"
+        if "." in name:
+            remedy += "; a module from outside must be installed or on PYTHONPATH"
+        raise ConfigError([Fault(where, f"{name!r} cannot be loaded: {error}", remedy)]) from error
+    if returns != part:
         wanted = getattr(part, "__name__", str(part))
         fault = Fault(where, f"{name!r} does not build a {wanted}", suggest(name, known))
         raise ConfigError([fault])

@@ -48,6 +48,10 @@ def _rows(path: Path) -> Rows:
                 f"{path}, line {number}: must be one JSON object; got: {error.msg} at column "
                 f"{error.colno}; write one object a line"
             ) from error
+        except (ValueError, RecursionError) as error:  # thousands of digits or of brackets
+            raise DataError(
+                f"{path}, line {number}: must be one JSON object; got: {error}; mend the line"
+            ) from error
         if not isinstance(row, dict):
             raise DataError(
                 f"{path}, line {number}: must be one JSON object; got {type(row).__name__}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 from ..core.config import Domains
@@ -33,7 +34,9 @@ class Stream:
     splits: Splits
 
 
-def stream(splits: Splits, table: Domains, *, causal: bool = False) -> Stream:
+def stream(
+    splits: Splits, table: Domains, *, causal: bool = False, partial: bool = False
+) -> Stream:
     """The stream that `[domains]` makes of `splits`.
 
     Domains are the values of the `domains` column, or the keys of `table.groups`, whose labels
@@ -45,17 +48,20 @@ def stream(splits: Splits, table: Domains, *, causal: bool = False) -> Stream:
         splits: as a source reads them.
         table: `[domains]` of the config.
         causal: whether targets are completions: domains then have no labels.
+        partial: whether these are one client's own records, which may lack domains and labels
+            that other clients have: names in `order` and `groups` may then be unknown, and
+            train need not have all that validation and test have.
 
     Raises:
         DataError: an unknown or repeated name in `order`; a group's label that is unknown or in
             two groups; a record without a domain; a label in two domains; a domain of validation
             or test that train never has, or a label that train never has in that domain.
     """
-    rename = _by_groups(splits.train, table, causal) if table.groups else _same
+    rename = _by_groups(splits.train, table, causal, partial) if table.groups else _same
     renamed = _each(splits, rename)
     if not table.joint:
-        _need_names(renamed)
-    order = _order(renamed.train, table)
+        _need_names(renamed, partial)
+    order = _order(renamed, table, partial)
     kept = _each(renamed, lambda records: _only(records, order))
     if table.joint:
         kept, order = _each(kept, _joined), (JOINT,)
@@ -64,7 +70,8 @@ def stream(splits: Splits, table: Domains, *, causal: bool = False) -> Stream:
     labels = _labels(kept.train)
     if not table.joint:
         _need_one_domain(labels)
-    _need_known(kept, labels)
+    if not partial:
+        _need_known(kept, labels)
     return Stream(tuple(Domain(name, tuple(sorted(labels[name]))) for name in order), kept)
 
 
@@ -94,13 +101,14 @@ def _only(records: Records, names: Iterable[str]) -> Records:
     return records.where(lambda i: records.domains[i] in wanted)
 
 
-def _by_groups(train: Records, table: Domains, causal: bool) -> _Rename:
+def _by_groups(train: Records, table: Domains, causal: bool, partial: bool) -> _Rename:
     if causal:
         raise DataError(
             "[domains.groups] gathers labels, and a causal model has none; "
             "use a domain column or one file per domain"
         )
-    owner = _owners(table.groups, frozenset(train.targets))
+    known = frozenset(chain.from_iterable(table.groups.values())) if partial else train.targets
+    owner = _owners(table.groups, frozenset(known))
 
     def rename(records: Records) -> Records:
         kept = records.where(lambda i: records.targets[i] in owner)
@@ -130,8 +138,12 @@ def _owners(groups: Mapping[str, tuple[str, ...]], known: frozenset[str]) -> dic
     return owner
 
 
-def _order(train: Records, table: Domains) -> tuple[str, ...]:
-    there = tuple(table.groups) or tuple(dict.fromkeys(train.domains))
+def _order(splits: Splits, table: Domains, partial: bool) -> tuple[str, ...]:
+    there = tuple(table.groups) or tuple(dict.fromkeys(splits.train.domains))
+    if partial:
+        parts = (splits.train, splits.validation, splits.test)
+        columns = (part.domains for part in parts)
+        there = tuple(dict.fromkeys(chain(table.order, there, *columns)))
     unknown = [name for name in table.order if name not in there]
     if unknown:
         raise DataError(f"[domains] order: no domain {unknown[0]!r}; there are {_listed(there)}")
@@ -141,7 +153,7 @@ def _order(train: Records, table: Domains) -> tuple[str, ...]:
     return table.order or there
 
 
-def _need_names(splits: Splits) -> None:
+def _need_names(splits: Splits, partial: bool) -> None:
     known = frozenset(splits.train.domains)
     for records in (splits.train, splits.validation, splits.test):
         if "" in records.domains:
@@ -151,7 +163,7 @@ def _need_names(splits: Splits) -> None:
                 "give one file per domain, write [domains.groups], or [domains] joint = true"
             )
         strange = next((i for i, name in enumerate(records.domains) if name not in known), None)
-        if strange is not None:
+        if strange is not None and not partial:
             raise DataError(
                 f"every domain must have training records; got {records.domains[strange]!r} "
                 f"({records.ids[strange]}), which is none of {_listed(known)}; mend that record "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +15,9 @@ Rows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
 """(line number from 1, column -> cell) per row, streamed."""
 
 _DEFAULT_DOMAIN = "domain"
+
+# JSON can say one half of a UTF-16 pair, and no UTF-8 can hold it: not the log, not a message.
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,11 @@ def _cell(row: Mapping[str, Any], column: str, place: str, *, may_be_empty: bool
         raise DataError(
             f"{place}: column {column!r} must hold text; got {type(text).__name__} "
             f"{text!r:.60}; mend the line"
+        )
+    if not text.isascii() and (half := _HALF.search(text)):
+        raise DataError(
+            f"{place}: column {column!r} must be Unicode text; got half a character, "
+            f"{half.group()!a}; mend the line"
         )
     if not may_be_empty and not text.strip():
         raise DataError(f"{place}: column {column!r} must not be empty; fill in or drop the line")

@@ -183,9 +183,9 @@ class EncoderClassifier:
         """Names and shapes of LoRA factors and head."""
         return adapter.manifest(self.parameters())
 
-    def parameters(self) -> Mapping[str, nn.Parameter]:
+    def parameters(self) -> Mapping[str, torch.Tensor]:
         """LoRA factors, then `head.weight` [labels, h] and `head.bias` [labels]."""
-        head: nn.Linear = self.module.head
+        head = self.module.head
         return {**self._factors, "head.weight": head.weight, "head.bias": head.bias}
 
     @cached_property

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 # Replies fetched at a time: bounds the server's memory whatever the number of clients.
 _AT_ONCE = 16
 _POLL_S = 0.2
+# Letters kept of what a client says went wrong.
+_REASON = 200
 
 app = ServerApp()
 
@@ -103,7 +105,7 @@ def reply(message: Message) -> Reply:
     """A Flower message as a plain reply; whatever is missing or odd is left for the judge."""
     node = message.metadata.src_node_id
     if message.has_error():
-        return Reply(node, error=message.error.reason or f"error {message.error.code}")
+        return Reply(node, error=_reason(message.error.reason) or f"error {message.error.code}")
     content = message.content
     task, metrics = content.get(wire.TASK), content.get(wire.METRICS)
     return Reply(
@@ -112,6 +114,11 @@ def reply(message: Message) -> Reply:
         ticket=dict(task) if isinstance(task, ConfigRecord) else None,
         metrics=dict(metrics) if hasattr(metrics, "items") else None,  # type: ignore[arg-type]
     )
+
+
+def _reason(text: str | None) -> str:
+    """The client's own words as one short line: they stand in the log, the report and messages."""
+    return "".join(c if c.isprintable() else " " for c in (text or "")[:_REASON]).strip()
 
 
 def _body(content: RecordDict) -> bytes:

@@ -15,11 +15,32 @@ from ..core.values import ServerState
 
 _KEPT = 2  # the newest, and one more should the newest be damaged on disk
 
+# What numpy, zipfile and json raise for a file cut or flipped anywhere (found by doing so): the
+# last three for an empty file, a head of another shape, and flags that a zip file may not have.
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    OSError,
+    zipfile.BadZipFile,
+    EOFError,
+    TypeError,
+    RuntimeError,
+)
 
-def save(folder: Path, state: ServerState, manifest: str) -> Path:
-    """Write `state` below `folder` and drop all but the newest two; the file's path."""
+
+def save(folder: Path, state: ServerState, stamp: str) -> Path:
+    """Write `state` below `folder` and drop all but the newest two; the file's path.
+
+    Args:
+        folder: made if missing.
+        state: all of it is written.
+        stamp: a hash of what the state belongs to; `newest` gives it back.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"domain": state.domain, "round": state.round, "manifest": manifest})
+    # The slots' names too: a member whose name is damaged would go missing without a word.
+    names = sorted(state.slots)
+    fields = {"domain": state.domain, "round": state.round, "stamp": stamp, "slots": names}
+    head = json.dumps(fields)
     slots = {f"slot.{name}": values for name, values in state.slots.items()}
     buffer = io.BytesIO()
     arrays = {"head": np.array(head), "params": state.params, "summary": state.summary, **slots}
@@ -32,7 +53,7 @@ def save(folder: Path, state: ServerState, manifest: str) -> Path:
 
 
 def newest(folder: Path) -> tuple[ServerState, str] | None:
-    """The newest state that can be read and its manifest's hash; None when there is no file.
+    """The newest state that can be read and its stamp; None when there is no file.
 
     Raises:
         RunError: there are files, and none can be read.
@@ -41,7 +62,7 @@ def newest(folder: Path) -> tuple[ServerState, str] | None:
     for path in files:
         try:
             return _read(path)
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        except _DAMAGED:
             continue
     if files:
         raise RunError(
@@ -56,5 +77,7 @@ def _read(path: Path) -> tuple[ServerState, str]:
         head = json.loads(str(file["head"]))
         slots = {n.removeprefix("slot."): file[n] for n in file.files if n.startswith("slot.")}
         numbers = (head["round"], head["domain"], file["params"])
+        if sorted(slots) != head["slots"]:
+            raise ValueError(f"the slots must be {head['slots']}; got {sorted(slots)}")
         state = ServerState(*numbers, slots=slots, summary=file["summary"])
-    return state, str(head["manifest"])
+    return state, str(head["stamp"])

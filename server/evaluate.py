@@ -32,7 +32,7 @@ class TestRecords:
 
 
 def of_clients(
-    replies: Iterable[Reply], ticket: Ticket, domains: Sequence[str]
+    replies: Iterable[Reply], ticket: Ticket, domains: Sequence[str], max_total: float
 ) -> tuple[dict[str, Score], int]:
     """Sums of the clients' scores by domain, and how many replies were left out.
 
@@ -40,11 +40,12 @@ def of_clients(
         replies: answers to an evaluate task.
         ticket: what they must answer to.
         domains: names in the order of the task.
+        max_total: largest believable number of answers of one client in one domain.
     """
     found: dict[int, list[Score]] = {}
     bad = 0
     for reply in replies:
-        scores = _scores(reply, ticket, len(domains))
+        scores = _scores(reply, ticket, len(domains), max_total)
         if scores is None or reply.node in found:
             bad += 1
         else:
@@ -56,17 +57,17 @@ def of_clients(
     return total, bad
 
 
-def _scores(reply: Reply, ticket: Ticket, count: int) -> list[Score] | None:
+def _scores(reply: Reply, ticket: Ticket, count: int, max_total: float) -> list[Score] | None:
     if reply.error or reply.ticket is None or dict(reply.ticket) != asdict(ticket):
         return None
     metrics = reply.metrics or {}
-    scores = [_one(metrics, index) for index in range(count)]
+    scores = [_one(metrics, index, max_total) for index in range(count)]
     return [s for s in scores if s is not None] if None not in scores else None
 
 
-def _one(metrics: Mapping[str, object], index: int) -> Score | None:
+def _one(metrics: Mapping[str, object], index: int, max_total: float) -> Score | None:
     values = [metrics.get(f"{name}.{index}") for name in ("loss", "correct", "total")]
     numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    if len(numbers) != 3 or not 0 <= numbers[1] <= numbers[2]:
+    if len(numbers) != 3 or not 0 <= numbers[1] <= numbers[2] <= max_total:
         return None
     return Score(numbers[0], int(numbers[1]), int(numbers[2]))

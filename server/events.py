@@ -52,9 +52,15 @@ class EventLog:
 
         Raises:
             OSError: the file cannot be opened.
+            RunError: another process has it open: the run goes on there.
         """
-        _mend(path)
         self._file: BinaryIO = path.open("ab")
+        try:
+            _lock(self._file, path)
+            _mend(path)
+        except BaseException:
+            self._file.close()
+            raise
         self._also = also
 
     def emit(self, event: str, **fields: Any) -> None:
@@ -196,6 +202,23 @@ def _integer(event: Event, field: str) -> int:
     raise RunError(
         f"the event {event['event']!r} must have an integer {field!r}, 0 or more; got {value!r}"
     )
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Hold `file` until it is closed or the process dies, however it dies (POSIX)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(
+            f"{path} must belong to one process; another one is running this run. "
+            "Wait for it to end, or stop it, and try again."
+        ) from error
+    except OSError:  # a file system without locks
+        return
 
 
 def _mend(path: Path) -> None:

@@ -153,6 +153,8 @@ def _cause(
         return "wrong ticket"
     if not 0.0 <= verdict.weight <= terms.max_weight:
         return "weight out of range"
+    if not verdict.weight.is_integer():  # the sum is exact for whole weights only
+        return "weight not whole"
     if secure_sum.single_updates:
         return _unlike(reply.body, terms, secure_sum)
     return ""

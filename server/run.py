@@ -7,9 +7,11 @@ only read. A run that is killed at any point goes on from its last checkpoint wi
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -30,6 +32,7 @@ from ..core.parts import Continual, Model, SecureSum, Strategy
 from ..core.seeds import derive
 from ..core.values import Domain, ServerState, Ticket, Vector
 from ..core.wire import EVALUATE, FINISH, PARAMS, SUMMARY, TRAIN, Task
+from ..data.deals import need_deal
 from ..data.stream import Stream, stream
 from ..models.place import place
 from . import checkpoint, nodes
@@ -79,31 +82,34 @@ def run(link: Link, text: str, folder: Path) -> None:
         PerennialError: config, data or model are at fault, or the run cannot go on.
     """
     config = check.read(text)
+    # All that can be at fault is opened before anything is written.
+    room_with = _open(config, folder, link)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.toml").exists():
         write_atomically(folder / "config.toml", text)
-    found = checkpoint.newest(folder / "checkpoints")
     with (
         ScalarLog(folder / "tensorboard", config.round.rounds) as scalars,
         EventLog(folder / "events.jsonl", also=scalars.add) as log,
     ):
-        room = _open(config, folder, link, log)
+        room = room_with(log=log)
+        found = checkpoint.newest(folder / "checkpoints")
         state = _first(room) if found is None else _again(room, *found)
         _domains(room, state)
     write_report(folder)
 
 
-def _open(config: Config, folder: Path, link: Link, log: EventLog) -> Room:
+def _open(config: Config, folder: Path, link: Link) -> partial[Room]:
     torch.manual_seed(derive(config.run.seed, "adapter"))
     model: Model = check.build(config, "model")
     place(model, config.train)
     splits = check.build(config, "data").read()
     domains = stream(splits, config.domains, causal=not model.labels_needed)
-    return Room(
+    need_deal(domains, config.shards, config.run.seed)
+    return partial(
+        Room,
         config=config,
         folder=folder,
         link=link,
-        log=log,
         model=model,
         stream=domains,
         test=TestRecords(model, domains.splits, config.evaluate.batch_size),
@@ -134,17 +140,37 @@ def _first(room: Room) -> ServerState:
     return ServerState(round=0, domain=0, params=room.model.vector())
 
 
-def _again(room: Room, state: ServerState, manifest: str) -> ServerState:
+def _again(room: Room, state: ServerState, stamp: str) -> ServerState:
     fitted = state.domain if state.round else max(state.domain - 1, 0)
     room.model.fit_labels(room.labels(fitted))
-    if room.model.manifest.hash != manifest:
+    if _stamp(room) != stamp:
         raise RunError(
-            f"the checkpoint's manifest must be {room.model.manifest.hash}; got {manifest}. "
-            "Resume with the config, data and version that the run was started with."
+            f"the checkpoint's stamp must be {_stamp(room)}, a hash of config, base and domains; "
+            f"got {stamp}. Resume with the config, data and version that the run was started with."
         )
     room.log.emit("run_resumed", domain=state.domain, round=state.round)
     logger.info("resumed at domain %d, round %d", state.domain, state.round)
     return state
+
+
+def _stamp(room: Room) -> str:
+    """16 hex digits over what gives the parameters their meaning: shapes alone may agree.
+
+    What may change between two starts of one run is left out: how it is simulated and watched,
+    where it lies, and how long and for how many replies a round waits.
+    """
+    domains = [[domain.name, domain.labels] for domain in room.stream.domains]
+    table = room.config.model_dump(
+        mode="json",
+        exclude={
+            "simulation": True,
+            "evaluate": True,
+            "run": {"folder", "name"},
+            "round": {"min_replies", "deadline_s", "retries"},
+        },
+    )
+    text = json.dumps([table, room.model.manifest.hash, room.model.identity(), domains])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _domains(room: Room, state: ServerState) -> None:
@@ -177,16 +203,23 @@ def _domain(room: Room, state: ServerState, index: int) -> ServerState:
         every = room.config.evaluate.every
         if state.round == table.rounds or (every and state.round % every == 0):
             _evaluate(room, state)
-        checkpoint.save(room.folder / "checkpoints", state, room.model.manifest.hash)
+        checkpoint.save(room.folder / "checkpoints", state, _stamp(room))
     state = _finish(room, state)
-    _save_adapter(room, state.params, room.folder / "adapters" / f"{index:02d}-{domain.name}")
+    _save_adapter(room, state.params, room.folder / "adapters" / _folder_of(index, domain.name))
     room.log.emit(
         "domain_finished", domain=index, name=domain.name, seconds=time.monotonic() - started
     )
     state = replace(state, round=0, domain=index + 1)
-    checkpoint.save(room.folder / "checkpoints", state, room.model.manifest.hash)
+    checkpoint.save(room.folder / "checkpoints", state, _stamp(room))
     write_report(room.folder)
     return state
+
+
+def _folder_of(index: int, name: str) -> str:
+    """The name of a domain's adapter folder: `name` comes from the data and may be anything."""
+    # 48 letters are at most 192 bytes; file systems allow 255.
+    safe = re.sub(r"[^\w .-]", "_", name)[:48].rstrip(" .")
+    return f"{index:02d}-{safe}"
 
 
 def _begin(room: Room, state: ServerState, index: int) -> ServerState:
@@ -338,7 +371,8 @@ def _by_clients(room: Room, state: ServerState, names: Sequence[str]) -> Any:
     asked: Iterable[int] = sorted(room.link.nodes())
     vectors = {PARAMS: state.params, SUMMARY: state.summary}
     replies = room.link.ask(EVALUATE, vectors, task, list(asked), room.config.round.deadline_s)
-    scores, bad = of_clients(replies, task.ticket, names)
+    most = room.config.round.max_weight
+    scores, bad = of_clients(replies, task.ticket, names, most)
     if bad:
         logger.warning("%d replies to an evaluation were left out", bad)
     return scores

@@ -10,6 +10,8 @@ import importlib
 import logging
 import multiprocessing
 import os
+import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
@@ -21,6 +23,9 @@ from flwr.app import Context, Message
 from . import compat
 
 logger = logging.getLogger(__name__)
+
+# How long all workers together may take to end what they are at before they are killed.
+_PATIENCE_S = 5.0
 
 
 class Pool:
@@ -62,9 +67,11 @@ class Pool:
 
     def close(self) -> None:
         """End all workers."""
-        for process, pipe in self._workers:
+        for _, pipe in self._workers:
             pipe.close()
-            process.join(timeout=5)
+        end = time.monotonic() + _PATIENCE_S
+        for process, _ in self._workers:
+            process.join(timeout=max(0.0, end - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -121,6 +128,8 @@ _Plain = tuple[int, Any, Any]
 
 
 def _work(app: str, pipe: Connection, contexts: Mapping[int, _Plain], workers: int) -> None:
+    # Ctrl-C reaches the whole group; the parent answers it and ends us by closing the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The cores are shared by the workers: one more thread each would only make them wait.
     os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // workers, 1))
     from flwr.app import RecordDict
@@ -133,7 +142,7 @@ def _work(app: str, pipe: Connection, contexts: Mapping[int, _Plain], workers: i
     while True:
         try:
             message = compat.from_bytes(pipe.recv_bytes())
-        except (EOFError, KeyboardInterrupt):  # the parent is gone
+        except (EOFError, OSError):  # the parent is gone
             return
         reply = handle(message, own[message.metadata.dst_node_id])
         try:

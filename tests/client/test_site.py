@@ -267,3 +267,30 @@ def test_another_base_is_refused_though_the_shapes_agree(site, tmp_path):
     task = replace(task_of(site), base="0123456789abcdef")
     with pytest.raises(RunError, match=r"base must be the server's, 0123456789abcdef; this client"):
         site.train(client(site, tmp_path), task, start(site, task), NOTHING)
+
+
+def test_a_domain_of_one_label_is_told_apart_from_the_labels_before(site):
+    task = task_of(site, domain=1)
+    lone = replace(task, domain=replace(task.domain, labels=task.domain.labels[:1]))
+    assert len(site._answers(task)) == len(task.domain.labels)
+    assert site._answers(lone) == []  # all labels: a loss over one answer would be 0
+
+
+def test_a_client_with_its_own_file_may_lack_a_domain(tmp_path):
+    rows = "".join(f'{{"text": "w{i}", "label": "fee", "domain": "bank"}}\n' for i in range(8))
+    (tmp_path / "mine.jsonl").write_text(rows)
+    text = """
+[data]
+name = "jsonl"
+train = "the-server-s.jsonl"
+[domains]
+order = ["shop", "bank"]
+[shards]
+split = "local"
+[model]
+name = "tiny"
+"""
+    own = Site(text, {"train": str(tmp_path / "mine.jsonl")})
+    one = client(own, tmp_path)
+    assert len(own._shard(one, "shop", "train")) == 0
+    assert len(own._shard(one, "bank", "train")) > 0

@@ -148,3 +148,21 @@ def test_faults_are_what_load_would_refuse_and_build_nothing(outside):
 
 def test_a_source_says_what_it_misses():
     assert "data.train" in faults(lambda: plugins.load("data", "csv", {}, Source, "data"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "def build(:",
+        "from __future__ import annotations\ndef build(*, x: int = 1) -> Strategy: ...",
+        "build = 3",
+        "import no_such_library_of_anyone",
+        "x = 1",
+    ],
+)
+def test_a_plugin_from_outside_that_cannot_be_loaded_is_a_fault(outside, tmp_path, content):
+    name = outside.replace(".rule", ".broken")
+    (tmp_path / name.replace(".", "/")).with_suffix(".py").write_text(content)
+    found = faults(lambda: plugins.load("strategies", name, {}, Strategy, "strategy"))
+    assert "cannot be loaded: " in found["strategy.name"]
+    assert "installed or on PYTHONPATH" in found["strategy.name"]

@@ -44,3 +44,17 @@ def test_one_line_without_its_domain_is_a_fault_where_others_have_one(tmp_path: 
     second = '{"text": "a", "label": "x", "user": ""}\n'
     with pytest.raises(DataError, match="line 2: there must be a column 'domain'"):
         train(tmp_path / "a.jsonl", first + second)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "b \\ud800", "label": "x"}', r"line 1: column 'text' must be Unicode"),
+        ('{"text": "b", "label": "\\udfff"}', r"line 1: column 'label' must be Unicode"),
+        ('{"text": "b", "label": ' + "1" * 5000 + "}", "line 1: must be one JSON object"),
+        ("[" * 100_000, "line 1: must be one JSON object"),
+    ],
+)
+def test_json_that_no_record_can_hold(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        train(tmp_path / "a.jsonl", line)

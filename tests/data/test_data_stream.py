@@ -114,3 +114,18 @@ def test_a_label_in_two_domains_is_no_fault_where_one_is_left_out_or_they_are_jo
 def test_groups_of_labels_are_refused_for_a_causal_model() -> None:
     with pytest.raises(DataError, match="a causal model has none"):
         stream(splits(), Domains(groups={"g": ("fee",)}), causal=True)
+
+
+def test_one_client_s_own_records_may_lack_domains_and_labels() -> None:
+    own = splits(["bank/fee", "bank/lost"], ["home/lamp", "bank/new"])
+    ordered = Domains(order=("clinic", "bank", "home"))
+    found = stream(own, ordered, partial=True)
+    assert len(of_domain(found.splits.train, "bank")) == 2
+    assert len(of_domain(found.splits.test, "home")) == 1
+    assert len(of_domain(found.splits.train, "clinic")) == 0
+    with pytest.raises(DataError):
+        stream(own, ordered)
+    grouped = Domains(groups={"money": ("fee", "card"), "light": ("lamp",)})
+    found = stream(own, grouped, partial=True)
+    assert found.splits.train.domains == ("money",)
+    assert found.splits.test.domains == ("light",)

@@ -8,7 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = sorted((ROOT / ".build").glob("*.whl"))
-needs_wheel = pytest.mark.skipif(not WHEELS, reason="no wheel: run `make check`, which builds it")
+TOPS = ("tests", "benchmarks", "examples", ".venv", ".build", "build")
+SOURCES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in TOPS]
+FRESH = WHEELS and all(p.stat().st_mtime <= WHEELS[-1].stat().st_mtime for p in SOURCES)
+needs_wheel = pytest.mark.skipif(
+    not FRESH, reason="no wheel of these sources: run `make check`, which builds it"
+)
 
 
 @needs_wheel
@@ -22,11 +27,7 @@ def test_the_wheel_holds_the_package_and_nothing_else():
     for wanted in ("perennial/py.typed", "perennial/data/embedded/requests.csv"):
         assert wanted in names
     sources = {
-        f"perennial/{path.relative_to(ROOT)}"
-        for path in ROOT.rglob("*.py")
-        if path.relative_to(ROOT).parts[0]
-        not in {"tests", "benchmarks", ".venv", ".build", "build", "examples"}
-        and "__pycache__" not in path.parts
+        f"perennial/{path.relative_to(ROOT)}" for path in SOURCES if "__pycache__" not in path.parts
     }
     assert {name for name in modules if name.endswith(".py")} == sources
     assert any(name.endswith("licenses/LICENSE") for name in names)

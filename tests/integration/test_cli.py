@@ -215,3 +215,26 @@ def test_a_run_on_the_embedded_default_opens_no_connection(tmp_path):
         capture_output=True,
     )
     assert "127.0.0.1" in seen.read_text()
+
+
+def test_a_reader_that_leaves_does_not_stop_the_run(tmp_path, config):
+    command = f"{sys.executable} -m perennial simulate c.toml --json"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} | head -1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "report.json").read_text())["finished"]
+
+
+def test_one_damaged_run_does_not_hide_the_others(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.toml").write_text(TINY)
+    (tmp_path / "runs" / "a" / "events.jsonl").write_text("junk\nmore junk\n")
+    done = perennial(tmp_path, "runs")
+    assert done.returncode == 0, done.stderr
+    assert "damaged" in done.stdout
+    assert "not begun" in done.stdout

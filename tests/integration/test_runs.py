@@ -197,12 +197,10 @@ def test_the_run_goes_on_under_faults_and_counts_them(tmp_path):
     text = changed(
         TINY,
         shards__num_clients=8,
-        simulation__faults={
-            "drop_rate": 0.1,
-            "straggle_rate": 0.1,
-            "garbage_rate": 0.1,
-            "nan_rate": 0.1,
-        },
+        simulation__faults__drop_rate=0.1,
+        simulation__faults__straggle_rate=0.1,
+        simulation__faults__garbage_rate=0.1,
+        simulation__faults__nan_rate=0.1,
     )
     report = run(tmp_path / "run", text)
     assert report["finished"]
@@ -290,13 +288,15 @@ rounds = 2
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_resuming_with_other_data_is_refused(tmp_path):
+def test_resuming_with_another_config_is_refused_but_not_with_another_backend(tmp_path):
     folder = tmp_path / "run"
-    text = changed(TINY, simulation__faults__drop_rate=0.0)
-    simulate(text, folder)
-    other = changed(TINY, model__rank=2)
-    with pytest.raises(RunError, match="Resume with the config, data and version"):
-        simulate(other, folder)
+    text = changed(TINY, round__rounds=1)
+    first = run(folder, text)
+    for other in ({"model__rank": 2}, {"train__lr": 1e-3}, {"domains__order": ["shop", "bank"]}):
+        with pytest.raises(RunError, match="Resume with the config, data and version"):
+            simulate(changed(text, **other), folder)
+    again = run(folder, changed(text, simulation__strict_wire=True, round__deadline_s=5.0))
+    assert again["adapter_hash"] == first["adapter_hash"]
 
 
 def test_missing_data_leaves_nothing_behind(tmp_path):

@@ -68,3 +68,21 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert checkpoint.newest(tmp_path)[0].round == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_cut_or_flipped_anywhere_is_noticed(tmp_path):
+    """By an error, or by giving the state unharmed: never another state, never a traceback."""
+    whole = state(1)
+    path = checkpoint.save(tmp_path, whole, "m")
+    good = path.read_bytes()
+    cut = [good[:n] for n in range(0, len(good), 40)]
+    flipped = [good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :] for i in range(len(good))]
+    for content in cut + flipped:
+        path.write_bytes(content)
+        try:
+            found, _ = checkpoint.newest(tmp_path)
+        except RunError:
+            continue
+        assert found.params.tobytes() == whole.params.tobytes()
+        assert found.slots.keys() == whole.slots.keys()
+        assert (found.round, found.domain) == (1, 0)

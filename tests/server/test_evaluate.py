@@ -19,6 +19,7 @@ def test_scores_of_clients_add_up_by_domain():
         [reply(1, (2.0, 1.0, 4.0), (0.0, 0.0, 0.0)), reply(2, (1.0, 3.0, 4.0), (5.0, 1.0, 2.0))],
         TICKET,
         ["a", "b"],
+        100.0,
     )
     assert bad == 0
     assert scores["a"].accuracy == 0.5
@@ -34,8 +35,9 @@ def test_bad_scores_are_left_out_and_counted():
         reply(3, (float("nan"), 1.0, 4.0)),
         reply(4),
         Reply(5, error="gone"),
+        reply(7, (2.0, 1.0, 1e300)),  # more answers than anyone can have
         reply(6, (2.0, 1.0, 4.0), ticket=Ticket("r", 1, 9, 0, "scores")),
     ]
-    scores, bad = of_clients(replies, TICKET, ["a"])
-    assert bad == 6
+    scores, bad = of_clients(replies, TICKET, ["a"], 100.0)
+    assert bad == 7
     assert (scores["a"].correct, scores["a"].total) == (1, 4)

@@ -74,6 +74,7 @@ def test_the_state_given_is_not_changed():
         (answer(1, [0, 0, 0], weight=-1.0), "weight out of range"),
         (answer(1, [0, 0, 0], weight=1e9), "weight out of range"),
         (answer(1, [0, 0, 0], weight=math.nan), "weight out of range"),
+        (answer(1, [0, 0, 0], weight=0.3), "weight not whole"),
         (answer(1, [0, 0, 0], metrics=None), "weight out of range"),
         (answer(1, [0, 0, 0], metrics={"weight": "many"}), "weight out of range"),
     ],

@@ -1,6 +1,7 @@
 """Clients in processes: each in its own for good, replies for the dead, nothing left behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,3 +76,10 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     while any(alive(pid) for pid in pids) and time.monotonic() < end:
         time.sleep(0.1)
     assert not any(alive(pid) for pid in pids)
+
+
+def test_an_interrupt_is_the_parent_s_to_answer(grid):
+    pids = {reply.content["metrics"]["pid"] for reply in ask(grid).values()}
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    assert {reply.content["metrics"]["pid"] for reply in ask(grid).values()} == pids
