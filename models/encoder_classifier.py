@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import transformers
 from pydantic import Field
@@ -21,10 +19,11 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..core.files import write_atomically
-from ..core.parts import Encoded, Indices, Model, Score
+from ..core.parts import Encoded, Model, Score
 from ..core.values import Manifest, Records, Vector
 from . import adapter, bases
 from .depth import CutEncoder, Ragged, find_layers
+from .encoded import Batch, EncodedTexts
 
 # Sentences per forward pass while activations are cached: fixed, because the composition of
 # a batch can change the last bit of a float, and a resumed run must cache the same bits.
@@ -85,55 +84,6 @@ def on(
         encoder.enable_input_require_grads()
     module.train()
     return EncoderClassifier(module, encoder, tokenizer, base_name, identity, cut, max_length)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A padded batch.
-
-    Attributes:
-        inputs: token ids [b, t], or cached activations [b, t, h].
-        mask: 1 for a token, 0 for padding [b, t].
-        targets: index of each label [b].
-    """
-
-    inputs: torch.Tensor
-    mask: torch.Tensor
-    targets: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedTexts:
-    """Tokens or cached activations of records, and the index of each label.
-
-    Attributes:
-        rows: ids [t] or activations [t, h] per record; `None` when there is no record.
-        targets: label indices, int64 [n].
-        device: where batches go.
-    """
-
-    rows: Ragged | None
-    targets: torch.Tensor
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def batch(self, indices: Indices) -> Batch:
-        """The padded batch of the records at `indices`, on the model's device."""
-        assert self.rows is not None
-        values, mask = self.rows.padded(indices)
-        if values.is_floating_point():
-            values = values.float()
-        targets = self.targets[torch.from_numpy(np.asarray(indices, np.int64))]
-        return Batch(values.to(self.device), mask.to(self.device), targets.to(self.device))
-
-    def by_length(self, batch_size: int) -> list[Indices]:
-        """All positions in batches of similar length, so that little is padded."""
-        if self.rows is None:
-            return []
-        order = np.argsort(np.diff(self.rows.offsets.numpy()), kind="stable")
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def _zero_linear(width: int, rows: int) -> nn.Linear:

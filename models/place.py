@@ -26,3 +26,8 @@ def place(model: Model, table: Train) -> None:
     device = "cuda" if there and table.device != "cpu" else "cpu"
     wants_bf16 = table.precision == "bf16" or (table.precision == "auto" and device == "cuda")
     model.place(device, "bf16" if wants_bf16 and device == "cuda" else "fp32")
+
+
+def seed_adapter(seed: int) -> None:
+    """Make the adapter that is built next start from `seed`, on every device."""
+    torch.manual_seed(seed)

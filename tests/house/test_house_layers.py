@@ -32,7 +32,7 @@ DOORS = {
     "peft": ("models/",),
     "transformers": ("models/",),
     "flwr": ("client/app.py", "client/worker.py", "server/app.py", "simulations/"),
-    "torch": ("models/", "client/", "server/run.py", "privacy/", "continual/", "export/"),
+    "torch": ("models/", "client/", "privacy/", "continual/", "export/"),
     "rich": ("cli/",),
     "typer": ("cli/",),
     "tensorboard": ("server/tensorboard.py",),

@@ -1,0 +1,113 @@
+"""What a run has open: config, model, records, plug-ins, link and log; only read from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..core import check
+from ..core.config import Config
+from ..core.parts import Continual, Model, SecureSum, Strategy
+from ..core.seeds import derive
+from ..core.values import Domain, ServerState, Ticket
+from ..core.wire import Task
+from ..data.deals import need_deal
+from ..data.stream import Stream, stream
+from ..models.place import place, seed_adapter
+from .evaluate import TestRecords
+from .events import EventLog
+from .link import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """All that a run has open; nothing in it changes but the model's weights and the log."""
+
+    config: Config
+    folder: Path
+    link: Link
+    log: EventLog
+    model: Model
+    stream: Stream
+    test: TestRecords
+    strategy: Strategy
+    secure_sum: SecureSum
+    continual: Continual
+
+    def domains(self, upto: int) -> tuple[Domain, ...]:
+        """The domains 0..upto."""
+        return self.stream.domains[: upto + 1]
+
+    def labels(self, upto: int) -> tuple[str, ...]:
+        """All labels of the domains 0..upto, in the order of the head."""
+        return tuple(label for domain in self.domains(upto) for label in domain.labels)
+
+
+def open_room(config: Config, folder: Path, link: Link) -> partial[Room]:
+    """The room but for its `log`, so that all that can be at fault is opened before a file is.
+
+    Raises:
+        PerennialError: config, data or model do not hold what they promise.
+    """
+    seed_adapter(derive(config.run.seed, "adapter"))
+    model: Model = check.build(config, "model")
+    place(model, config.train)
+    splits = check.build(config, "data").read()
+    domains = stream(splits, config.domains, causal=not model.labels_needed)
+    need_deal(domains, config.shards, config.run.seed)
+    return partial(
+        Room,
+        config=config,
+        folder=folder,
+        link=link,
+        model=model,
+        stream=domains,
+        test=TestRecords(model, domains.splits, config.evaluate.batch_size),
+        strategy=check.build(config, "strategy"),
+        secure_sum=check.build(config, "secure_sum"),
+        continual=check.build(config, "continual"),
+    )
+
+
+def stamp(room: Room) -> str:
+    """16 hex digits over what gives the parameters their meaning: shapes alone may agree.
+
+    What may change between two starts of one run is left out: how it is simulated and watched,
+    where it lies, and how long and for how many replies a round waits.
+    """
+    domains = [[domain.name, domain.labels] for domain in room.stream.domains]
+    table = room.config.model_dump(
+        mode="json",
+        exclude={
+            "simulation": True,
+            "evaluate": True,
+            "run": {"folder", "name"},
+            "round": {"min_replies", "deadline_s", "retries"},
+        },
+    )
+    text = json.dumps([table, room.model.manifest.hash, room.model.identity(), domains])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def task(room: Room, state: ServerState, attempt: int, travels: str) -> Task:
+    """What the clients are asked in this round.
+
+    Args:
+        room: of the run.
+        state: before the round.
+        attempt: 0, then one more each time the round is tried again.
+        travels: hash of what travels up.
+    """
+    domain = room.stream.domains[state.domain]
+    return Task(
+        ticket=Ticket(room.folder.name, state.domain, state.round, attempt, travels),
+        rounds=room.config.round.rounds,
+        labels=room.labels(state.domain),
+        domain=domain,
+        seen=tuple(d.name for d in room.domains(state.domain)),
+        manifest=room.model.manifest.hash,
+        base=room.model.identity(),
+    )
