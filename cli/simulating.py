@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from ..core import check
 from ..core.errors import DataError, RunError
 from ..core.files import write_atomically
+from ..core.log import logged
 from .display import Display, Mode
 from .runs import find
 
@@ -32,7 +32,7 @@ def start(text: str, resume: str, *, quiet: bool, json: bool) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     mode: Mode = "quiet" if quiet else "json" if json else "live" if _terminal() else "plain"
     with (
-        _logged(folder),
+        logged(str(folder / "log.txt")),
         _tidy(folder, resume),
         Display(folder / "events.jsonl", mode=mode, skip_old=bool(resume)),
     ):
@@ -96,20 +96,3 @@ def _tidy(folder: Path, resume: str) -> Iterator[None]:
                 path.rmdir() if path.is_dir() else path.unlink()
             folder.rmdir()
         raise
-
-
-@contextmanager
-def _logged(folder: Path) -> Iterator[None]:
-    """Log to the run folder: the screen belongs to the display."""
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    form = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
-    handler.setFormatter(logging.Formatter(form))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    ours = logging.getLogger("perennial")
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()

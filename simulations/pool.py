@@ -20,6 +20,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
+from ..core.log import LOG_VARIABLE, logged
 from . import compat
 
 logger = logging.getLogger(__name__)
@@ -138,17 +139,18 @@ def _work(app: str, pipe: Connection, contexts: Mapping[int, _Plain], workers: i
         node: Context(run_id, node, node_config, RecordDict(), run_config)
         for node, (run_id, node_config, run_config) in contexts.items()
     }
-    handle = load(app)
-    while True:
-        try:
-            message = compat.from_bytes(pipe.recv_bytes())
-        except (EOFError, OSError):  # the parent is gone
-            return
-        reply = handle(message, own[message.metadata.dst_node_id])
-        try:
-            pipe.send_bytes(compat.to_bytes(reply))
-        except OSError:
-            return
+    with logged(os.environ.get(LOG_VARIABLE, "")):
+        handle = load(app)
+        while True:
+            try:
+                message = compat.from_bytes(pipe.recv_bytes())
+            except (EOFError, OSError):  # the parent is gone
+                return
+            reply = handle(message, own[message.metadata.dst_node_id])
+            try:
+                pipe.send_bytes(compat.to_bytes(reply))
+            except OSError:
+                return
 
 
 def load(app: str) -> Callable[[Message, Context], Message]:
