@@ -12,7 +12,7 @@ from .core.config import Config
 from .core.errors import ConfigError, DataError, ModelError, PerennialError, RunError
 
 try:
-    __version__ = version("perennial")
+    __version__ = version("perennial-fl")
 except PackageNotFoundError:
     __version__ = "0+unknown"
 

@@ -53,14 +53,22 @@ def rebuild(run: str, home: Path) -> None:
 def show(home: Path) -> None:
     """Print a table of the runs below `home`."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     found = folders(home)
     if not found:
         console.print(f"no runs in {home}; start one with: perennial simulate FILE")
         return
-    table = Table("run", "state", "domains", "rounds", "accuracy", "forgetting", "adapter")
+    table = Table(
+        Column("run", no_wrap=True, min_width=24),
+        "state",
+        "domains",
+        "rounds",
+        "accuracy",
+        "forgetting",
+        "adapter",
+    )
     for folder in found:
         table.add_row(folder.name, *_row(folder))
     console.print(table)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core import check
-from ..core.errors import DataError, RunError
+from ..core.errors import DataError, RunError, StoppedError
 from ..core.files import write_atomically
 from ..core.log import logged
 from .display import Display, Mode
@@ -42,8 +42,10 @@ def start(text: str, resume: str, *, quiet: bool, json: bool) -> None:
             simulate(text, folder)
         except KeyboardInterrupt:
             if not resume and not _begun(folder):
-                raise RunError("stopped before the run began; nothing was written") from None
-            raise RunError(f"stopped; go on with: perennial simulate --resume {folder}") from None
+                raise StoppedError("stopped before the run began; nothing was written") from None
+            raise StoppedError(
+                f"stopped; go on with: perennial simulate --resume {folder}"
+            ) from None
         except RunError as error:
             if not resume and not _begun(folder):
                 raise

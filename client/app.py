@@ -72,10 +72,21 @@ def _who(context: Context) -> tuple[Site, Client]:
     node = context.node_config
     data = tuple((k[5:], v) for k, v in sorted(node.items()) if k.startswith("data."))
     site = open_site(text, data)
+    _need_all_partitions(site, int(node.get("num-partitions", 0)))
     index = int(node.get("partition-id", 0))
     default = Path(os.environ.get("PERENNIAL_STATE", "~/.perennial")).expanduser()
     folder = Path(str(node.get("state-folder") or default / site.config.run.name / f"{index:05d}"))
     return site, open_client(site, index, folder)
+
+
+def _need_all_partitions(site: Site, there: int) -> None:
+    table = site.config.shards
+    if there and table.split != "local" and there != table.num_clients:
+        raise RunError(
+            f"[shards] num_clients = {table.num_clients} must be the number of nodes; this node "
+            f"is one of {there}, so records would be left out in silence. Start "
+            f"{table.num_clients} nodes, or write num_clients = {there}."
+        )
 
 
 def _train(site: Site, client: Client, task: wire.Task, message: Message) -> RecordDict:

@@ -61,3 +61,9 @@ class ModelError(PerennialError):
 
 class RunError(PerennialError):
     """A run that cannot go on; its last checkpoint is kept."""
+
+
+class StoppedError(RunError):
+    """A run that the user stopped; the exit code is a shell's for Ctrl-C."""
+
+    exit_code = 130

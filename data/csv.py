@@ -71,6 +71,7 @@ def rows(path: Path) -> Rows:
                     raise DataError(
                         f"{path}, line {line}: must have the header's {len(header)} fields; "
                         f"got {len(row)}; put fields with commas in double quotes"
+                        + (", and separate by commas, not ';'" if ";" in header[0] else "")
                     )
                 yield line, dict(zip(header, row, strict=True))
             line = reader.line_num + 1  # a quoted field may span lines: where the next row starts

@@ -67,7 +67,7 @@ def _load(dataset: str, config: str, split: str) -> Any:
     except ImportError as error:
         raise DataError(
             f"hub dataset {dataset!r}: reading it needs the package datasets, which is not "
-            "installed; run pip install 'perennial[hub]'"
+            "installed; in the project's folder, run pip install '.[hub]'"
         ) from error
     try:
         return load_dataset(dataset, config or None, split=split)

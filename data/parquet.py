@@ -43,7 +43,7 @@ def _rows(path: Path) -> Rows:
     except ImportError as error:
         raise DataError(
             f"{path}: reading Parquet needs pyarrow, which is not installed; "
-            "run pip install 'perennial[hub]'"
+            "in the project's folder, run pip install '.[hub]'"
         ) from error
     try:
         with ParquetFile(path) as file:

@@ -134,3 +134,5 @@ def save(module: Any, folder: Path, base_name: str) -> None:
     config.base_model_name_or_path = base_name
     # With "auto", PEFT would ask the hub about the base: a run opens no connection of its own.
     module.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    # PEFT's empty model card names the base by its path on this machine.
+    (folder / "README.md").unlink(missing_ok=True)

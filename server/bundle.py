@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-from importlib.metadata import version
 from pathlib import Path
 
 import tomli_w
 
 from ..core import check, wire
+from ..core.errors import DataError
 from ..core.files import write_atomically
+
+_SERVER = "perennial.server.app:app"
 
 
 def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
@@ -22,8 +24,10 @@ def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
 
     Raises:
         ConfigError: the text has faults; nothing is written.
+        DataError: the folder holds something that is no bundle of ours; nothing is written.
     """
     config = check.read(text)
+    _need_ours(folder)
     project = {
         "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
         "project": {
@@ -31,7 +35,8 @@ def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
             "version": "1.0.0",
             "description": "A Perennial run",
             "license": {"text": "Apache-2.0"},
-            "dependencies": [f"perennial=={version('perennial')}"],
+            # None: whatever an index holds under our name is not what runs here.
+            "dependencies": [],
         },
         "tool": {
             "hatch": {"build": {"targets": {"wheel": {"bypass-selection": True}}}},
@@ -39,7 +44,7 @@ def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
                 "app": {
                     "publisher": "perennial",
                     "components": {
-                        "serverapp": "perennial.server.app:app",
+                        "serverapp": _SERVER,
                         "clientapp": "perennial.client.app:app",
                     },
                     "config": {wire.CONFIG_KEY: text, wire.FOLDER_KEY: run_folder},
@@ -53,8 +58,18 @@ def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
     return folder
 
 
+def _need_ours(folder: Path) -> None:
+    project = folder / "pyproject.toml"
+    ours = project.is_file() and _SERVER in project.read_text(encoding="utf-8", errors="replace")
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder} must be new, empty or a bundle written before; it holds other files. "
+            "Give another folder."
+        )
+
+
 def _licence() -> str:
-    for path in importlib.metadata.files("perennial") or ():
+    for path in importlib.metadata.files("perennial-fl") or ():
         if path.name == "LICENSE":
             return path.read_text()
     return "Apache-2.0\n"

@@ -179,8 +179,8 @@ def _accuracy_figures(report: Report, names: list[str]) -> Iterator[str]:
         return
     yield _figure(
         "Keeping old domains while learning new ones",
-        "A flat upper line means that new domains come without loss; the lower line is how far "
-        "old domains have fallen below their best.",
+        "A flat average line means that new domains come without loss; the forgetting line is "
+        "how far old domains have fallen below their best.",
         lambda width: charts.over_domains(names, average, lost, width),
     )
 

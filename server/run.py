@@ -73,7 +73,7 @@ def _first(room: Room) -> ServerState:
     room.log.emit(
         "run_started",
         run=room.folder.name,
-        version=version("perennial"),
+        version=version("perennial-fl"),
         config=room.config.model_dump(mode="json"),
         model={
             "name": room.config.model.name,
@@ -217,5 +217,8 @@ def _save_adapter(room: Room, params: Vector, folder: Path) -> None:
     fresh.mkdir(parents=True)
     room.model.load(params)
     room.model.save(fresh)
+    for path in fresh.iterdir():
+        # Some writers make files for their owner alone: give what the folder gives.
+        path.chmod(fresh.stat().st_mode & 0o666)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)

@@ -76,7 +76,9 @@ def run_on_ray(bundle: Path, run_config: UserConfig, num_clients: int, num_cpus:
         RunError: the extra `ray` is not installed, or the engine gave up.
     """
     if importlib.util.find_spec("ray") is None:
-        raise RunError("backend = \"ray\" needs the extra: pip install 'perennial[ray]'")
+        raise RunError(
+            "backend = \"ray\" needs the extra `ray`: in the project's folder, pip install '.[ray]'"
+        )
     from flwr.simulation.run_simulation import _run_simulation
     from flwr.supercore.telemetry import EventType
 

@@ -115,3 +115,11 @@ def test_a_run_without_config_is_an_error(task, tmp_path):
     reply = app.train(message(task), context(tmp_path, text=""))
     assert reply.has_error()
     assert reply.error.reason == "train: RunError"
+
+
+def test_a_fleet_of_another_size_than_the_config_is_refused(task, tmp_path, caplog):
+    there = context(tmp_path)
+    there.node_config["num-partitions"] = 7
+    reply = app.train(message(task), there)
+    assert reply.error.reason == "train: RunError"
+    assert "must be the number of nodes; this node is one of 7" in caplog.text

@@ -60,7 +60,7 @@ def test_without_datasets_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'perennial\[hub\]'"):
+    with pytest.raises(DataError, match=r"pip install '\.\[hub\]'"):
         hub.build(dataset="clinc_oos").read()
 
 

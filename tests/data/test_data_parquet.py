@@ -15,7 +15,7 @@ def test_without_pyarrow_the_message_says_what_to_install(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = tmp_path / "a.parquet"
     path.touch()
-    with pytest.raises(DataError, match=r"pip install 'perennial\[hub\]'"):
+    with pytest.raises(DataError, match=r"pip install '\.\[hub\]'"):
         parquet.build(train=str(path)).read()
 
 
