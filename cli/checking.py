@@ -14,7 +14,7 @@ def describe(text: str) -> str:
     """
     config = check.read(text)
     source = check.build(config, "data")
-    from ..data.deals import need_deal
+    from ..data.deals import need_deal, records_per_client
     from ..data.stream import stream
 
     causal = config.model.name == "causal_lm"
@@ -31,9 +31,18 @@ def describe(text: str) -> str:
             f"  domains   {len(names)}: {', '.join(names)}",
             f"  labels    {sum(len(domain.labels) for domain in domains.domains)}",
             f"  clients   {shards.num_clients}, dealt {shards.split}; {cohort} asked in a round",
+            f"  records   {_held(records_per_client(domains, shards, config.run.seed))}",
             f"  rounds    {rounds.rounds} per domain, {rounds.rounds * len(names)} in all",
             f"  model     {config.model.name}; strategy {config.strategy.name}; "
             f"sum {config.secure_sum.name}; privacy {config.privacy.name}; "
             f"continual {config.continual.name}",
         ]
     )
+
+
+def _held(counts: list[int]) -> str:
+    """Records per client; the least, the middle and the most where they are many."""
+    if len(counts) <= 12:
+        return "per client: " + ", ".join(str(count) for count in counts)
+    ordered = sorted(counts)
+    return f"per client: {ordered[0]} to {ordered[-1]}, the middle one {ordered[len(counts) // 2]}"

@@ -25,8 +25,8 @@ from ..core.parts import Encoded, Model, Phase, Score
 from ..core.seeds import derive, generator
 from ..core.values import Records, Update, Vector, gather
 from ..core.wire import Task
-from ..data import shards
-from ..data.stream import Stream, of_domain, stream
+from ..data.deals import deal_of
+from ..data.stream import Stream, stream
 from ..models.place import place
 from .store import ClientStore
 from .train import Forces, Schedule, train
@@ -70,7 +70,7 @@ class Site:
             causal=not self.model.labels_needed,
             partial=self.config.shards.split == "local",
         )
-        self._shards: dict[tuple[int, str, str], Records] = {}
+        self._deals: dict[tuple[str, str], tuple[Records, ...]] = {}
         self._encoded: dict[tuple[int, str, str], Encoded] = {}
         self._encoded_ids: dict[int, tuple[str, ...]] = {}
         self._learning: tuple[str, int] = ("", -1)
@@ -183,15 +183,11 @@ class Site:
         return Phase(task.domain, task.ticket.domain, client.store.folder, seed, summary)
 
     def _shard(self, client: Client, domain: str, split: str) -> Records:
-        key = (client.index, domain, split)
-        if key not in self._shards:
-            records = of_domain(getattr(self.stream.splits, split), domain)
-            train_records = of_domain(self.stream.splits.train, domain)
-            seed = derive(self.config.run.seed, "shards", domain)
-            self._shards[key] = shards.shard(
-                records, self.config.shards, client.index, seed, like=train_records
-            )
-        return self._shards[key]
+        key = (domain, split)
+        if key not in self._deals:
+            config = self.config
+            self._deals[key] = deal_of(self.stream, config.shards, config.run.seed, *key)
+        return self._deals[key][client.index]
 
     def _encode(self, client: Client, task: Task, records: Records) -> Encoded:
         # Only the current domain's records stay encoded: old ones come back as replay.

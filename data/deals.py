@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..core.config import Shards
 from ..core.errors import DataError
+from ..core.seeds import derive
+from ..core.values import Records
 from .shards import deal
 from .stream import Stream, of_domain
 
@@ -29,5 +31,40 @@ def need_deal(domains: Stream, table: Shards, seed: int) -> None:
         )
     if table.split == "local":
         return  # every client has its own
+    records_per_client(domains, table, seed)
+
+
+def deal_of(
+    domains: Stream, table: Shards, seed: int, domain: str, split: str
+) -> tuple[Records, ...]:
+    """What every client holds of one domain in one split; the same in every process of a run.
+
+    Args:
+        domains: the stream of the run.
+        table: `[shards]` of the config.
+        seed: the run's seed.
+        domain: its name.
+        split: `train`, `validation` or `test`.
+
+    Raises:
+        DataError: as `shards.deal`.
+    """
+    records = of_domain(getattr(domains.splits, split), domain)
+    train = domains.splits.train
+    # A value of the column is one place: it stays with its client though a domain lacks others.
+    like = train if table.split == "column" else of_domain(train, domain)
+    dealt = deal(records, table, derive(seed, "shards", domain), like=like)
+    return tuple(records.take(indices) for indices in dealt)
+
+
+def records_per_client(domains: Stream, table: Shards, seed: int) -> list[int]:
+    """Number of training records of each client over all domains.
+
+    Raises:
+        DataError: as `shards.deal`.
+    """
+    counts = [0] * table.num_clients
     for domain in domains.domains:
-        deal(of_domain(domains.splits.train, domain.name), table, seed)
+        for index, held in enumerate(deal_of(domains, table, seed, domain.name, "train")):
+            counts[index] += len(held)
+    return counts
