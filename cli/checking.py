@@ -22,6 +22,9 @@ def describe(text: str) -> str:
     splits, names = domains.splits, [domain.name for domain in domains.domains]
     shards, rounds = config.shards, config.round
     need_deal(domains, shards, config.run.seed)
+    held = "each node brings its own"
+    if shards.split != "local":
+        held = _held(records_per_client(domains, shards, config.run.seed))
     cohort = rounds.cohort or shards.num_clients
     return "\n".join(
         [
@@ -31,7 +34,7 @@ def describe(text: str) -> str:
             f"  domains   {len(names)}: {', '.join(names)}",
             f"  labels    {sum(len(domain.labels) for domain in domains.domains)}",
             f"  clients   {shards.num_clients}, dealt {shards.split}; {cohort} asked in a round",
-            f"  records   {_held(records_per_client(domains, shards, config.run.seed))}",
+            f"  records   {held}",
             f"  rounds    {rounds.rounds} per domain, {rounds.rounds * len(names)} in all",
             f"  model     {config.model.name}; strategy {config.strategy.name}; "
             f"sum {config.secure_sum.name}; privacy {config.privacy.name}; "

@@ -1,4 +1,4 @@
-"""Whether the records of every domain can be dealt to the clients, before any client is asked."""
+"""Who holds which records of a stream, and whether they can be dealt at all."""
 
 from __future__ import annotations
 
