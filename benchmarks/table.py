@@ -9,7 +9,8 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,26 @@ class Row:
         figure: the median.
         unit: of the figure.
         bar: the largest figure that will do; None for a peer, which is there to compare with.
+        at_least: the bar is the smallest figure that will do.
     """
 
     row: str
     figure: float
     unit: str
     bar: float | None = None
+    at_least: bool = False
 
     @property
     def holds(self) -> bool | None:
         """Whether the figure keeps the bar; None without one."""
-        return None if self.bar is None else self.figure <= self.bar
+        if self.bar is None:
+            return None
+        return self.figure >= self.bar if self.at_least else self.figure <= self.bar
+
+    def pack(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        names = ("row", "figure", "unit", "bar", "holds")
+        return {name: getattr(self, name) for name in names}
 
 
 def run(title: str, measure: Callable[[bool], Sequence[Row]]) -> None:
@@ -42,7 +52,7 @@ def run(title: str, measure: Callable[[bool], Sequence[Row]]) -> None:
     options = parser.parse_args()
     rows = measure(options.quick)
     if options.json:
-        print(json.dumps([{**asdict(row), "holds": row.holds} for row in rows], indent=1))
+        print(json.dumps([row.pack() for row in rows], indent=1))
     else:
         print(markdown(title, rows))
     sys.exit(any(row.holds is False for row in rows))
@@ -57,7 +67,8 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        bar = "" if row.bar is None else f"<= {row.bar:g} {row.unit}"
+        sign = ">=" if row.at_least else "<="
+        bar = "" if row.bar is None else f"{sign} {row.bar:g} {row.unit}"
         holds = {None: "", True: "yes", False: "**no**"}[row.holds]
         lines.append(f"| {row.row} | {row.figure:.3g} {row.unit} | {bar} | {holds} |")
     return "\n".join(lines)

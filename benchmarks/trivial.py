@@ -14,9 +14,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from perennial.core import plugins, wire
 from perennial.core.parts import SecureSum, Strategy
+from perennial.core.sums import Pact
 from perennial.core.values import Domain, ServerState, Ticket
 from perennial.server.app import link
-from perennial.server.round import Terms, close, collect
+from perennial.server.link import Question
+from perennial.server.round import Terms, close, collect, mean, opened_sum
 
 client = ClientApp()
 server = ServerApp()
@@ -56,11 +58,15 @@ def main(grid: Grid, context: Context) -> None:
         start = time.perf_counter()
         ticket = Ticket("trivial", 0, number, 0, "m")
         task = wire.Task(ticket, rounds, (), Domain("d"), ("d",), "m", "b")
-        terms = Terms(ticket, size, frozenset(nodes), 64.0, 1e6)
+        pact = Pact("trivial", 0, number, 0, "m", "0" * 32, size, 0.0, "")
+        terms = Terms(ticket, pact, frozenset(nodes), 64.0, 1e6)
         vectors = {wire.PARAMS: state.params, wire.SUMMARY: state.params[:0]}
-        tally = collect(ours.ask("train", vectors, task, nodes, 600.0), terms, plain)
+        question = Question("train", task, vectors, pact)
+        tally = collect(ours.ask(question, nodes, 600.0), terms, plain)
         assert len(tally.accepted) == len(nodes), tally.rejected
-        state = close(state, tally, terms, [slice(0, size)], rule, plain)
+        opened = opened_sum(tally, plain.close(tally.total, pact), pact, plain, {}, {})
+        moved = mean(opened).astype(np.float32)
+        state = close(state, moved, [slice(0, size)], rule)
         seconds.append(time.perf_counter() - start)
     with open(os.environ["TRIVIAL_OUT"], "w") as file:
         json.dump({"seconds": seconds, "ended": time.time()}, file)

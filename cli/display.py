@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..core.errors import PerennialError
 from ..server.events import Event, number, read_events
+from ..server.report_sums import in_brief
 from ..server.units import DASH, count, duration, percent, size
 from .follow import Progress, Tail, accuracies, rejected
 from .tables import print_matrix
@@ -52,6 +53,7 @@ class Display:
         self._skip_old = skip_old
         self._tail = Tail(path)
         self._progress = Progress()
+        self._sum: Event | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
@@ -61,7 +63,7 @@ class Display:
             return self
         if self._skip_old:
             for event in self._tail.new():
-                self._progress.see(event)
+                self._see(event)
         if self._mode == "live":
             self._live = _live()
             self._live.start()
@@ -102,14 +104,19 @@ class Display:
 
     def _show_events(self) -> None:
         for event in self._tail.new():
-            self._progress.see(event)
+            self._see(event)
             if self._mode == "json":
                 print(json.dumps(event, separators=(",", ":")), flush=True)
             elif self._mode == "plain":
-                for line in plain_lines(event, self._progress):
+                for line in plain_lines(event, self._progress, self._sum):
                     print(line, flush=True)
         if self._live is not None:
-            self._live.update(_page(self._progress), refresh=True)
+            self._live.update(_page(self._progress, self._sum), refresh=True)
+
+    def _see(self, event: Event) -> None:
+        self._progress.see(event)
+        if event["event"] == "sum_opened":
+            self._sum = event
 
     def _print_end(self) -> None:
         # Imported here: the report's modules are of no use to the other commands.
@@ -132,8 +139,14 @@ def _look_away() -> None:
     os.close(nowhere)
 
 
-def plain_lines(event: Event, progress: Progress) -> Iterator[str]:
-    """What `plain` mode prints for an event that `progress` has seen: no line or one."""
+def plain_lines(event: Event, progress: Progress, opened: Event | None = None) -> Iterator[str]:
+    """What `plain` mode prints for an event that `progress` has seen: no line or one.
+
+    Args:
+        event: the newest.
+        progress: the run so far.
+        opened: the last `sum_opened`, where updates are hidden.
+    """
     kind, where = event["event"], _where(event, progress)
     if kind == "run_started":
         domains = count(len(progress.domains), "domain")
@@ -145,7 +158,9 @@ def plain_lines(event: Event, progress: Progress) -> Iterator[str]:
     elif kind == "round_finished":
         cells = _cells(event)
         words = f"loss {cells[0]}, up {cells[1]}, down {cells[2]}, {cells[3]}, rejected {cells[4]}"
-        yield f"{where}, round {_of(progress.round, progress.rounds)}: {words}"
+        extra = in_brief(opened) if opened is not None and _same_place(opened, event) else ""
+        line = f"{where}, round {_of(progress.round, progress.rounds)}: {words}"
+        yield f"{line}, {extra}" if extra else line
     elif kind == "round_failed":
         yield f"{where}, round {event.get('round', 0) + 1}: failed, {event.get('reason')}"
     elif kind == "evaluated":
@@ -179,6 +194,10 @@ def _cells(event: Event) -> tuple[str, str, str, str, str]:
     )
 
 
+def _same_place(one: Event, other: Event) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("domain", "round", "attempt"))
+
+
 def _mean(scores: dict[str, float]) -> float | None:
     return sum(scores.values()) / len(scores) if scores else None
 
@@ -196,13 +215,15 @@ def _live() -> Live:
     return Live(console=_console(), auto_refresh=False)
 
 
-def _page(progress: Progress) -> RenderableType:
+def _page(progress: Progress, opened: Event | None = None) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Any] = [Text(_title(progress), style="bold"), _bars(progress)]
     if progress.table:
         parts += [Text(""), _rounds(progress)]
+    if opened is not None and (words := in_brief(opened)):
+        parts.append(Text(f"last sum: {words}", style="dim"))
     if progress.scores:
         parts += [Text(""), *_scores(progress.scores)]
     return Group(*parts)

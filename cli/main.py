@@ -18,7 +18,11 @@ app = typer.Typer(
     add_completion=False,
 )
 
+keys = typer.Typer(no_args_is_help=True, help="Make, renew and list the keys of encrypted sums.")
+app.add_typer(keys, name="keys")
+
 File = Annotated[Path, typer.Argument(help="A config in TOML; see examples/.", metavar="FILE")]
+Keys = Annotated[Path, typer.Argument(help="A folder of keys.", metavar="DIR")]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this form at run time
     typer.Option("--set", help="Change the config: table.key=value; may be repeated."),
@@ -113,6 +117,66 @@ def bundle(
 
     path = write_bundle(folder, _text(file, settings))
     typer.echo(f"wrote {path}; run it with: flwr run {path}")
+
+
+@app.command()
+def keyholder(
+    file: Annotated[Path, typer.Argument(help="The key holder's own config.", metavar="FILE")],
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="Stop too when standard input ends.")
+    ] = False,
+) -> None:
+    """Hold the secret key and open sums, apart from server and clients, until stopped."""
+    from .keyholder import hold
+
+    hold(file, with_parent=with_parent)
+
+
+@keys.command("init")
+def keys_init(file: File, folder: Keys, settings: Settings = None) -> None:
+    """Make the keys of a config's encrypted sums."""
+    from .keys import make
+
+    make(_text(file, settings), folder)
+
+
+@keys.command("identity")
+def keys_identity(
+    folder: Annotated[Path, typer.Argument(help="A client's own folder.", metavar="FOLDER")],
+) -> None:
+    """Print a client's identity, for the file that `identities` names; made on first use."""
+    from .keys import identity
+
+    identity(folder)
+
+
+@keys.command("verify")
+def keys_verify(
+    log: Annotated[Path, typer.Argument(help="A key holder's audit log.", metavar="LOG")],
+) -> None:
+    """Check that no line of an audit log was changed or taken out, and count its openings."""
+    from .keys import verify
+
+    verify(log)
+
+
+@keys.command("rotate")
+def keys_rotate(folder: Keys) -> None:
+    """Make new keys of the same scheme; the old ones are kept and no longer used."""
+    from .keys import renew
+
+    renew(folder)
+
+
+@keys.command("show")
+def keys_show(
+    folder: Keys,
+    json: Annotated[bool, typer.Option("--json", help="Show them as JSON.")] = False,
+) -> None:
+    """List the keys in a folder, and who may read their files."""
+    from .keys import show
+
+    show(folder, as_json=json)
 
 
 def _text(file: Path, settings: list[str] | None) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..server.report_sums import saturation
 from ..server.units import count, duration, percent, points, size
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def print_matrix(report: Mapping[str, Any], console: Console) -> None:
         )
     for line in _lines(report):
         console.print(line, markup=False, highlight=False)
+    for line in _updates(report):
+        # For scripts to find: one line whatever the width.
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _wide(names: Sequence[str], heads: Sequence[str]) -> int:
@@ -91,6 +95,17 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         f"time              {duration(totals['seconds'])}, {count(totals['rounds'], 'round')}",
         *(f"note: {line}" for line in report["missing"]),
     ]
+
+
+def _updates(report: Mapping[str, Any]) -> Iterator[str]:
+    """How updates were hidden, and what to do where too many values were cut."""
+    block = report["sums"]
+    if not block or not block["words"]:
+        return
+    key = f"; key {block['keys'][-1][:16]}" if block["keys"] else ""
+    yield f"updates: {block['words']}{key}"
+    if hint := saturation(report):
+        yield f"hint: {hint}"
 
 
 def _cell(value: float | None) -> str:

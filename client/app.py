@@ -22,8 +22,9 @@ from flwr.clientapp import ClientApp
 
 from ..core import wire
 from ..core.errors import RunError
+from ..core.sums import Pact, Party
 from ..core.values import Vector
-from .site import Client, Site, open_client, open_site
+from .site import Client, Sealing, Site, open_client, open_site
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,26 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, "evaluate", _evaluate)
 
 
-_Work = Callable[[Site, Client, wire.Task, Message], RecordDict]
+@app.query("join")
+def join(message: Message, context: Context) -> Message:
+    """The client's card for the sums of this run."""
+    return _answer(message, context, "join", _join)
+
+
+@app.query("reveal")
+def reveal(message: Message, context: Context) -> Message:
+    """What a sum needs of this client because others dropped out."""
+    return _answer(message, context, "reveal", _reveal)
+
+
+_Work = Callable[[Site, Client, wire.Task, Message, Context], RecordDict]
 
 
 def _answer(message: Message, context: Context, stage: str, work: _Work) -> Message:
     try:
         site, client = _who(context)
         task = wire.Task.unpack(dict(message.content[wire.TASK]))
-        return Message(work(site, client, task, message), reply_to=message)
+        return Message(work(site, client, task, message, context), reply_to=message)
     except Exception as error:  # the app's border: whatever went wrong, the server gets an answer
         logger.exception("node %d: %s failed", context.node_id, stage)
         # Only the kind of error leaves the client: its text may quote a record.
@@ -89,19 +102,49 @@ def _need_all_partitions(site: Site, there: int) -> None:
         )
 
 
-def _train(site: Site, client: Client, task: wire.Task, message: Message) -> RecordDict:
-    body, metrics = site.train(client, task, *_vectors(message))
-    return _sealed(task, body, metrics)
+def _train(
+    site: Site, client: Client, task: wire.Task, message: Message, context: Context
+) -> RecordDict:
+    sealing = _sealing(client, task, message, context)
+    return _sealed(task, *site.train(client, task, *_vectors(message), sealing))
 
 
-def _finish(site: Site, client: Client, task: wire.Task, message: Message) -> RecordDict:
-    body, metrics = site.finish(client, task, *_vectors(message))
-    return _sealed(task, body, metrics)
+def _finish(
+    site: Site, client: Client, task: wire.Task, message: Message, context: Context
+) -> RecordDict:
+    sealing = _sealing(client, task, message, context)
+    return _sealed(task, *site.finish(client, task, *_vectors(message), sealing))
 
 
-def _evaluate(site: Site, client: Client, task: wire.Task, message: Message) -> RecordDict:
+def _join(
+    site: Site, client: Client, task: wire.Task, message: Message, context: Context
+) -> RecordDict:
+    return _sealed(task, site.join(_sealing(client, task, message, context)), {})
+
+
+def _reveal(
+    site: Site, client: Client, task: wire.Task, message: Message, context: Context
+) -> RecordDict:
+    return _sealed(task, site.reveal(_sealing(client, task, message, context)), {})
+
+
+def _evaluate(
+    site: Site, client: Client, task: wire.Task, message: Message, context: Context
+) -> RecordDict:
     metrics = site.evaluate(client, task, _vectors(message)[0])
     return RecordDict({wire.TASK: _ticket(task), wire.METRICS: MetricRecord(dict(metrics))})
+
+
+def _sealing(client: Client, task: wire.Task, message: Message, context: Context) -> Sealing:
+    pact, ticket = Pact.unpack(dict(message.content[wire.PACT])), task.ticket
+    named = (pact.domain, pact.round, pact.attempt, pact.manifest)
+    if named != (ticket.domain, ticket.round, ticket.attempt, ticket.manifest):
+        raise RunError(f"the pact must be for {ticket}; it is for {named}")
+    arrays = message.content[wire.ARRAYS]
+    note = arrays.get(wire.NOTE) if isinstance(arrays, ArrayRecord) else None
+    key = context.node_config.get("key-file") or os.environ.get("PERENNIAL_KEY_FILE")
+    party = Party(context.node_id, client.store.folder, Path(str(key)) if key else None)
+    return Sealing(pact, note.data if note is not None else b"", party)
 
 
 def _sealed(task: wire.Task, body: bytes, metrics: dict[str, float]) -> RecordDict:

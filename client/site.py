@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ import torch
 from ..core import check
 from ..core.config import Config
 from ..core.errors import RunError
-from ..core.parts import Encoded, Model, Phase, Score
+from ..core.parts import Encoded, Model, Phase, Score, SecureSum
 from ..core.seeds import derive, generator
+from ..core.sums import Figures, Pact, Party
 from ..core.values import Records, Update, Vector, gather
 from ..core.wire import Task
 from ..data.deals import deal_of
 from ..data.stream import Stream, stream
 from ..models.place import place
-from .store import ClientStore
+from .store import ClientStore, Kept
 from .train import Forces, Schedule, train
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,21 @@ class Client:
     store: ClientStore
 
 
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """What a client seals to.
+
+    Attributes:
+        pact: of the sum.
+        note: what this client alone was told.
+        party: the client as a party of the sum.
+    """
+
+    pact: Pact
+    note: bytes
+    party: Party
+
+
 class Site:
     """Model, records and plug-ins of one run, and the work that a client does with them.
 
@@ -61,7 +78,7 @@ class Site:
         self.model: Model = check.build(self.config, "model")
         place(self.model, self.config.train)
         self.strategy = check.build(self.config, "strategy")
-        self.secure_sum = check.build(self.config, "secure_sum")
+        self.secure_sum: SecureSum = check.build(self.config, "secure_sum")
         self.privatizer = check.build(self.config, "privacy")
         self.continual = check.build(self.config, "continual")
         self.stream: Stream = stream(
@@ -76,27 +93,83 @@ class Site:
         self._learning: tuple[str, int] = ("", -1)
 
     def train(
-        self, client: Client, task: Task, params: Vector, summary: Vector
+        self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
     ) -> tuple[bytes, dict[str, float]]:
         """One round on the client's shard: the sealed update and the numbers beside it."""
+        return self._answer(client, task, params, summary, sealing, self._update)
+
+    def finish(
+        self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
+    ) -> tuple[bytes, dict[str, float]]:
+        """The end of a domain: what the continual method adds up over the clients, sealed."""
+        return self._answer(client, task, params, summary, sealing, self._learnt)
+
+    def join(self, sealing: Sealing) -> bytes:
+        """The client's card for the sums of this run."""
+        return self.secure_sum.join(sealing.party, sealing.pact.run)
+
+    def reveal(self, sealing: Sealing) -> bytes:
+        """What a sum needs of this client because others dropped out."""
+        return self.secure_sum.reveal(sealing.pact, sealing.note, sealing.party)
+
+    def _answer(
+        self,
+        client: Client,
+        task: Task,
+        params: Vector,
+        summary: Vector,
+        sealing: Sealing,
+        work: Callable[[Client, Task, Vector, Vector], Update],
+    ) -> tuple[bytes, dict[str, float]]:
         # The config too: a run that is deleted and begun anew may have the old one's name.
         asked = self._text.encode() + params.tobytes() + summary.tobytes()
         salt = hashlib.sha256(asked).hexdigest()[:16]
         kept = client.store.recall(task.ticket, salt)
-        if kept is not None:
+        if kept is None:
+            started = time.perf_counter()
+            self._prepare(task, params)
+            update = work(client, task, params, summary)
+            kept = Kept(
+                update.delta,
+                update.weight,
+                update.metrics.get("loss", math.nan),
+                {"seconds": time.perf_counter() - started},
+            )
+        elif kept.body and kept.session == sealing.pact.session:
             logger.info("client %d answers round %s again", client.index, task.ticket)
-            return kept
+            return kept.body, dict(kept.metrics)
+        kept = self._sealed(client, task, kept, sealing)
+        hides = not self.secure_sum.single_updates
+        # In the clear the body is the delta once more.
+        client.store.remember(task.ticket, salt, kept if hides else replace(kept, body=b""))
+        return kept.body, dict(kept.metrics)
+
+    def _sealed(self, client: Client, task: Task, kept: Kept, sealing: Sealing) -> Kept:
+        metrics, figures = {"seconds": kept.metrics["seconds"]}, Figures(kept.weight, kept.loss)
+        if not self.secure_sum.single_updates:  # weight and loss travel inside the seal
+            figures = replace(figures, weight=min(kept.weight, self._largest_weight()))
+        else:
+            metrics["weight"] = kept.weight
+            metrics |= {"loss": kept.loss} if math.isfinite(kept.loss) else {}
+        if not kept.delta.size:
+            return replace(kept, metrics=metrics, session=sealing.pact.session)
         started = time.perf_counter()
-        self._prepare(task, params)
-        update = self._update(client, task, params, summary)
-        body = self.secure_sum.seal(update.delta, update.weight, task.ticket)
-        metrics = {
-            **update.metrics,
-            "weight": update.weight,
-            "seconds": time.perf_counter() - started,
-        }
-        client.store.remember(task.ticket, salt, body, metrics)
-        return body, metrics
+        seed = derive(self.config.run.seed, "client", client.index, "domain", task.ticket.domain)
+        body = self.secure_sum.seal(
+            kept.delta,
+            figures,
+            sealing.pact,
+            sealing.note,
+            sealing.party,
+            generator(seed, "rounding", task.ticket.round),
+        )
+        if not self.secure_sum.single_updates:
+            metrics["seal_seconds"] = time.perf_counter() - started
+        return replace(kept, metrics=metrics, session=sealing.pact.session, body=body)
+
+    def _largest_weight(self) -> float:
+        table = self.config.round
+        return 1.0 if table.weight == "uniform" else table.max_weight
 
     def _update(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
         ticket, table = task.ticket, self.config.train
@@ -149,17 +222,12 @@ class Site:
             self._encoded[key] = self.model.encode(self._shard(client, domain, "test"))
         return self.model.score(self._encoded[key], self.config.evaluate.batch_size)
 
-    def finish(
-        self, client: Client, task: Task, params: Vector, summary: Vector
-    ) -> tuple[bytes, dict[str, float]]:
-        """The end of a domain: what the continual method adds up over the clients, sealed."""
-        self._prepare(task, params)
+    def _learnt(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
         phase = self._phase(client, task, summary)
         memory = self.continual.start(phase)
         shard = self._shard(client, task.domain.name, "train")
-        vector, _ = self.continual.finish(memory, shard, self.model, phase)
-        weight = float(min(len(shard), 1))
-        return self.secure_sum.seal(vector, weight, task.ticket), {"weight": weight}
+        vector, spends = self.continual.finish(memory, shard, self.model, phase)
+        return Update(vector, float(min(len(shard), 1)), spends)
 
     def _prepare(self, task: Task, params: Vector) -> None:
         if task.base != self.model.identity():

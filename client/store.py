@@ -9,14 +9,39 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..core.errors import RunError
 from ..core.files import write_atomically
-from ..core.values import Ticket
+from ..core.values import Ticket, Vector
 
 _SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An answer as it was computed and released.
+
+    Attributes:
+        delta: flat change, float32 [n]; it never leaves the client but sealed.
+        weight: of the delta.
+        loss: mean training loss; nan when there is none.
+        metrics: plain numbers that went with it.
+        session: of the sum that the body was sealed for.
+        body: the sealed delta, byte for byte as it was sent; empty where it hides nothing, and
+            is made again from the delta.
+    """
+
+    delta: Vector
+    weight: float
+    loss: float
+    metrics: Mapping[str, float]
+    session: str = ""
+    body: bytes = b""
 
 
 class ClientStore:
@@ -46,37 +71,54 @@ class ClientStore:
                 "a folder of its own, or the one it had."
             )
 
-    def remember(self, ticket: Ticket, salt: str, body: bytes, metrics: dict[str, float]) -> None:
+    def remember(self, ticket: Ticket, salt: str, kept: Kept) -> None:
         """Keep the answer to `ticket`, instead of the last one.
 
         Args:
             ticket: the round; its attempt does not count, a second attempt is the same round.
             salt: hash of what was asked, so that only the same question gets this answer.
-            body: the sealed update.
-            metrics: plain numbers that went with it.
+            kept: the answer.
         """
-        kept = {"key": _key(ticket, salt), "metrics": metrics, "body": _digest(body)}
-        head = json.dumps(kept).encode()
+        delta = np.ascontiguousarray(kept.delta, "<f4").tobytes()
+        content = delta + kept.body
+        head = {
+            "key": _key(ticket, salt),
+            "metrics": dict(kept.metrics),
+            "weight": kept.weight,
+            "loss": kept.loss,
+            "session": kept.session,
+            "delta_bytes": len(delta),
+            "content": _digest(content),
+        }
+        packed = json.dumps(head).encode()
         # No sync: an answer that a power cut takes away is computed again.
         temporary = self.folder / ".answer.new"
-        temporary.write_bytes(len(head).to_bytes(4, "big") + head + body)
+        temporary.write_bytes(len(packed).to_bytes(4, "big") + packed + content)
         os.replace(temporary, self.folder / "answer.bin")
 
-    def recall(self, ticket: Ticket, salt: str) -> tuple[bytes, dict[str, float]] | None:
+    def recall(self, ticket: Ticket, salt: str) -> Kept | None:
         """The answer to `ticket` as it was released, or None when it was never computed."""
         try:
-            content = (self.folder / "answer.bin").read_bytes()
+            file = (self.folder / "answer.bin").read_bytes()
         except FileNotFoundError:
             return None
-        end = 4 + int.from_bytes(content[:4], "big")
-        body = content[end:]
+        end = 4 + int.from_bytes(file[:4], "big")
+        content = file[end:]
         try:
-            head = json.loads(content[4:end])
+            head = json.loads(file[4:end])
         except ValueError:  # cut off by a power cut: compute it again
             return None
-        if head["key"] != _key(ticket, salt) or head.get("body") != _digest(body):
+        if head.get("key") != _key(ticket, salt) or head.get("content") != _digest(content):
             return None
-        return body, head["metrics"]
+        split = head["delta_bytes"]
+        return Kept(
+            delta=np.frombuffer(content[:split], "<f4"),
+            weight=head["weight"],
+            loss=head["loss"],
+            metrics=head["metrics"],
+            session=head["session"],
+            body=content[split:],
+        )
 
 
 def _digest(body: bytes) -> str:

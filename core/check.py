@@ -9,13 +9,14 @@ from typing import Any
 from . import plugins
 from .config import Config, Plugin, parse
 from .errors import ConfigError, Fault
-from .parts import Continual, Model, Privatizer, SecureSum, Source, Strategy
+from .parts import Continual, KeyHolder, Model, Privatizer, SecureSum, Source, Strategy
 
 KINDS: dict[str, tuple[str, Any]] = {
     "data": ("data", Source),
     "model": ("models", Model),
     "strategy": ("strategies", Strategy),
     "secure_sum": ("privacy", SecureSum),
+    "keyholder": ("privacy", KeyHolder),
     "privacy": ("privacy", Privatizer),
     "continual": ("continual", Continual),
 }
@@ -68,6 +69,33 @@ def _impossible(config: Config) -> Iterator[Fault]:
             f"{config.strategy.name!r} needs each client's own update, which "
             f"[secure_sum] {config.secure_sum.name!r} hides",
             "use a rule that needs the mean only, such as 'fedavg', or secure_sum 'plain'",
+        )
+    yield from _sum_faults(config, secure_sum)
+
+
+def _sum_faults(config: Config, secure_sum: SecureSum) -> Iterator[Fault]:
+    clients, asked = config.shards.num_clients, config.round.cohort or config.shards.num_clients
+    if secure_sum.capacity and clients > secure_sum.capacity:
+        yield Fault(
+            "secure_sum.capacity",
+            f"must have room for shards.num_clients = {clients}, all of whom end a domain; got "
+            f"{secure_sum.capacity}",
+            f"write capacity = {clients} or more: uploads grow a little, and keys are made anew",
+        )
+    if asked < secure_sum.min_clients:
+        yield Fault(
+            "secure_sum.min_clients",
+            f"must be at most the {asked} clients asked in a round; got {secure_sum.min_clients}",
+            "ask more clients: a sum of fewer tells too much of each",
+        )
+    unbounded = config.round.max_weight == type(config.round)().max_weight
+    if not secure_sum.single_updates and config.round.weight == "records" and unbounded:
+        yield Fault(
+            "round.max_weight",
+            f"must be given with secure_sum {config.secure_sum.name!r}: weights are sealed too, "
+            "and values are sent as parts of clip * max_weight",
+            "write the largest number of records that a client may count for, or "
+            'weight = "uniform"',
         )
 
 

@@ -130,6 +130,7 @@ class Config(Table):
     strategy: Plugin = Plugin(name="fedavg")
     secure_sum: Plugin = Plugin(name="plain")
     privacy: Plugin = Plugin(name="none")
+    keyholder: Plugin = Plugin(name="in_process")
     continual: Plugin = Plugin(name="none")
     evaluate: Evaluate = Evaluate()
     simulation: Simulation = Simulation()

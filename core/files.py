@@ -8,8 +8,13 @@ import secrets
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, mode: int = 0o666) -> None:
     """Write `content` to `path` by a synced temporary file and one rename.
+
+    Args:
+        path: its folder must be there.
+        content: text is written as UTF-8.
+        mode: of the file from its first moment, less the process's mask; 0o600 for secrets.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; `path` keeps its old content.
@@ -17,7 +22,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -16,7 +16,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .values import Domain, Manifest, Records, ServerState, Spend, Splits, Ticket, Update, Vector
+from .secure_sum import KeyHolder as KeyHolder
+from .secure_sum import SecureSum as SecureSum
+from .values import Domain, Manifest, Records, ServerState, Spend, Splits, Update, Vector
 
 Tensors: TypeAlias = Mapping[str, Any]
 """Tensor name -> torch tensor on the client's device."""
@@ -50,39 +52,6 @@ class Strategy:
     trainable: Callable[[Manifest, int], frozenset[str]]
     combine: Callable[[Sequence[Update]], Vector] | None = None
     pull: Callable[[Tensors, Tensors], Tensors] = no_tensors
-
-
-class SecureSum(Protocol):
-    """How vectors are summed: the client seals, the server adds, the key holder opens.
-
-    Law: opening the sum of sealed deltas equals the weighted sum of the deltas, within the
-    plug-in's stated error, whatever the order of the additions.
-    """
-
-    @property
-    def single_updates(self) -> bool:
-        """Whether the server sees each update by itself, as `combine` needs."""
-        ...
-
-    def seal(self, delta: Vector, weight: float, ticket: Ticket) -> bytes:
-        """Client: `delta` [n] as bytes for the server."""
-        ...
-
-    def add(self, total: Any, body: bytes, weight: float, size: int) -> Any:
-        """Server: the running total (None at first) with one more body of `size` values.
-
-        Raises:
-            ValueError: the body is not a sealed vector of that size.
-        """
-        ...
-
-    def read(self, body: bytes, size: int) -> Vector:
-        """Server: one update's delta [size]; only where `single_updates` holds."""
-        ...
-
-    def open(self, total: Any, ticket: Ticket) -> npt.NDArray[np.float64]:
-        """Key holder: the weighted sum of the deltas, float64 [n]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,8 @@ class ServerState:
         slots: what the strategy remembers within a domain (momentum, say), each a flat vector.
         summary: mean over the clients of what their continual method gave at the end of the
             last domain, float32 [m]; empty before.
+        peaks: largest |weight * value| of a client in the first round of a domain and in the
+            last round so far, float32 [2], as encrypted sums told; zeros before.
     """
 
     round: int
@@ -184,6 +186,7 @@ class ServerState:
     params: Vector
     slots: Mapping[str, Vector] = field(default_factory=dict)
     summary: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
+    peaks: Vector = field(default_factory=lambda: np.zeros(2, np.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,19 @@ CONFIG_KEY = "config"
 FOLDER_KEY = "folder"
 """Flower run-config key of the run folder; empty to make one under `run.folder`."""
 
+KEYHOLDER_KEY = "keyholder"
+"""Flower run-config key of a JSON object that replaces options of `[keyholder]`; may be empty."""
+
 TRAIN, EVALUATE, FINISH = "train", "evaluate", "train.finish"
+JOIN, REVEAL = "query.join", "query.reveal"
 """Message types."""
 
-ARRAYS, TASK, METRICS = "arrays", "task", "metrics"
+ARRAYS, TASK, METRICS, PACT = "arrays", "task", "metrics", "pact"
 """Record names."""
 
-PARAMS, SUMMARY, BODY = "params", "summary", "body"
-"""Array names: global parameters, summed knowledge of the last domain, one sealed update."""
+PARAMS, SUMMARY, BODY, NOTE = "params", "summary", "body", "note"
+"""Array names: global parameters, summed knowledge of the last domain, one sealed update or
+answer, what one node alone is told."""
 
 FLOAT32 = "perennial.float32"
 SEALED = "perennial.sealed"

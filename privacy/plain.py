@@ -8,13 +8,16 @@ ends with the same bits as a simulation.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ..core.errors import RunError
 from ..core.parts import SecureSum
-from ..core.values import Ticket, Vector
+from ..core.sums import Figures, Opened, Pact, Party, Scheme
+from ..core.values import Vector
 
 # float64 holds integers up to 2**53 exactly; 32 fractional bits leave 21 for weight * delta.
 _GRID = float(2**32)
@@ -28,20 +31,49 @@ def build() -> SecureSum:
 @dataclass(frozen=True, slots=True)
 class _PlainSum:
     single_updates: bool = True
+    pairwise: bool = False
+    drops: bool = True
+    scheme: Scheme | None = None
+    min_clients: int = 1
+    capacity: int = 0
 
-    def seal(self, delta: Vector, weight: float, ticket: Ticket) -> bytes:
-        """`delta` [n] as little-endian float32 bytes; the weight travels beside them."""
+    def describe(self, cohort: int) -> str:
+        """That nothing is hidden."""
+        return "in the clear: the server sees every update"
+
+    def scale(self, peak: float, most: float) -> float:
+        """0: floats need no scale."""
+        return 0.0
+
+    def join(self, party: Party, run: str) -> bytes:
+        """Nothing."""
+        return b""
+
+    def pair(self, pact: Pact, cards: Mapping[int, bytes]) -> Mapping[int, bytes]:
+        """Nothing for anybody."""
+        return {}
+
+    def seal(
+        self,
+        delta: Vector,
+        figures: Figures,
+        pact: Pact,
+        note: bytes,
+        party: Party,
+        rng: np.random.Generator,
+    ) -> bytes:
+        """`delta` [n] as little-endian float32 bytes; weight and loss travel beside them."""
         return np.ascontiguousarray(delta, "<f4").tobytes()
 
     def add(
-        self, total: npt.NDArray[np.float64] | None, body: bytes, weight: float, size: int
+        self, total: npt.NDArray[np.float64] | None, body: bytes, weight: float, pact: Pact
     ) -> npt.NDArray[np.float64]:
-        """The running sum of weight * delta on the grid, float64 [size].
+        """The running sum of weight * delta on the grid, float64 [n].
 
         Raises:
-            ValueError: the body is not `size` float32 values.
+            ValueError: the body is not the pact's number of float32 values.
         """
-        term = self.read(body, size).astype(np.float64)
+        term = self.single(body, pact).astype(np.float64)
         term *= _GRID
         np.rint(term, out=term)
         term *= weight
@@ -50,16 +82,41 @@ class _PlainSum:
         total += term
         return total
 
-    def read(self, body: bytes, size: int) -> Vector:
-        """The delta [size] inside `body`.
+    def single(self, body: bytes, pact: Pact) -> Vector:
+        """The delta [n] inside `body`.
 
         Raises:
-            ValueError: the body is not `size` float32 values.
+            ValueError: the body is not the pact's number of float32 values.
         """
-        if len(body) != 4 * size:
-            raise ValueError(f"the body must be {4 * size} bytes of float32; got {len(body)}")
+        if len(body) != 4 * pact.size:
+            raise ValueError(f"the body must be {4 * pact.size} bytes of float32; got {len(body)}")
         return np.frombuffer(body, "<f4")
 
-    def open(self, total: npt.NDArray[np.float64], ticket: Ticket) -> npt.NDArray[np.float64]:
-        """The weighted sum of the deltas, float64 [n]."""
-        return total / _GRID
+    def ask(
+        self, pact: Pact, notes: Mapping[int, bytes], counted: Collection[int]
+    ) -> Mapping[int, bytes]:
+        """Nothing from anybody."""
+        return {}
+
+    def reveal(self, pact: Pact, note: bytes, party: Party) -> bytes:
+        """Refused: there is nothing to reveal.
+
+        Raises:
+            RunError: always.
+        """
+        raise RunError("a sum in the clear has nothing to reveal; the server must not ask")
+
+    def close(self, total: npt.NDArray[np.float64], pact: Pact) -> bytes:
+        """The total as bytes."""
+        return total.tobytes()
+
+    def result(
+        self,
+        opened: bytes,
+        pact: Pact,
+        counted: Collection[int],
+        asks: Mapping[int, bytes],
+        reveals: Mapping[int, bytes],
+    ) -> Opened:
+        """The weighted sum of the deltas; the weights are the server's to add."""
+        return Opened(np.frombuffer(opened) / _GRID, float("nan"))

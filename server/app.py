@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from ..core import check, wire
 from ..core.errors import PerennialError, RunError
 from ..core.parts import Reply
 from ..core.values import Vector
-from .link import Link
+from .link import Link, Question
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,10 @@ def main(grid: Grid, context: Context) -> None:
     # Torch comes with this import: a grid and a link alone must start at once.
     from .run import run
 
+    folder = _folder(text, str(context.run_config.get(wire.FOLDER_KEY, "")))
+    keyholder = json.loads(str(context.run_config.get(wire.KEYHOLDER_KEY, "")) or "{}")
     try:
-        run(link(grid), text, _folder(text, str(context.run_config.get(wire.FOLDER_KEY, ""))))
+        run(link(grid), text, folder, keyholder)
     except PerennialError as error:
         logger.error("%s", error)
         raise
@@ -57,17 +60,14 @@ def _folder(text: str, given: str) -> Path:
 def link(grid: Grid) -> Link:
     """The server's link over any Flower grid; replies are yielded as they come."""
 
-    def ask(
-        kind: str,
-        vectors: Mapping[str, Vector],
-        task: wire.Task,
-        nodes: Sequence[int],
-        deadline_s: float,
-    ) -> Iterator[Reply]:
-        content = _content(vectors, task)
-        group = f"{task.ticket.domain}.{task.ticket.round}.{task.ticket.attempt}"
+    def ask(question: Question, nodes: Sequence[int], deadline_s: float) -> Iterator[Reply]:
+        ticket, shared = question.task.ticket, _arrays(question.vectors)
+        group = f"{ticket.domain}.{ticket.round}.{ticket.attempt}"
         messages = [
-            grid.create_message(content, kind, node, group, ttl=deadline_s) for node in nodes
+            grid.create_message(
+                _content(question, shared, node), question.kind, node, group, ttl=deadline_s
+            )
+            for node in nodes
         ]
         for message in exchange(grid, messages, deadline_s):
             yield reply(message)
@@ -93,12 +93,24 @@ def exchange(grid: Grid, messages: Sequence[Message], deadline_s: float) -> Iter
             time.sleep(_POLL_S)
 
 
-def _content(vectors: Mapping[str, Vector], task: wire.Task) -> RecordDict:
-    arrays = {
+def _arrays(vectors: Mapping[str, Vector]) -> dict[str, Array]:
+    return {
         name: Array("float32", (vector.size,), wire.FLOAT32, vector.astype("<f4").tobytes())
         for name, vector in vectors.items()
     }
-    return RecordDict({wire.ARRAYS: ArrayRecord(arrays), wire.TASK: ConfigRecord(task.pack())})
+
+
+def _content(question: Question, shared: Mapping[str, Array], node: int) -> RecordDict:
+    arrays = dict(shared)
+    note = question.notes.get(node)
+    if note is not None:
+        arrays[wire.NOTE] = Array("uint8", (len(note),), wire.SEALED, note)
+    content = RecordDict(
+        {wire.ARRAYS: ArrayRecord(arrays), wire.TASK: ConfigRecord(question.task.pack())}
+    )
+    if question.pact is not None:
+        content[wire.PACT] = ConfigRecord(question.pact.pack())
+    return content
 
 
 def reply(message: Message) -> Reply:

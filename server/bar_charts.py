@@ -23,29 +23,39 @@ class Bar(NamedTuple):
 
 
 def contributions(clients: Sequence[Mapping[str, Any]], width: float) -> str:
-    """Each client's share of all weights, largest first; clients with rejected replies marked."""
+    """Each client's share of all weights, largest first; clients with rejected replies marked.
+
+    Where the weights are sealed: in how many rounds each client's update was counted.
+    """
     rows = [
         Bar(
             f"node {_short(client['node'])}",
-            client["share"],
-            percent(client["share"]),
+            _part(client),
+            count(client["rounds"], "round") if weights_sealed(clients) else percent(_part(client)),
             f"{client['rejected']:,} rejected" if client["rejected"] else "",
             _words(client),
         )
-        for client in _by_share(clients)[:MOST_BARS]
+        for client in _by_part(clients)[:MOST_BARS]
     ]
-    return _bars(rows, width, "Share of the training records per client", "bar one")
+    what = "Rounds" if weights_sealed(clients) else "Share of the training records"
+    return _bars(rows, width, f"{what} per client", "bar one")
+
+
+def weights_sealed(clients: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nobody can tell how many records stand behind each client's updates."""
+    return any(client["share"] is None for client in clients)
 
 
 def others(clients: Sequence[Mapping[str, Any]]) -> str:
     """What the clients beyond the shown ones hold together; empty when all are shown."""
-    rest = _by_share(clients)[MOST_BARS:]
+    rest = _by_part(clients)[MOST_BARS:]
     if not rest:
         return ""
-    share = percent(sum(client["share"] for client in rest))
+    share = percent(sum(_part(client) for client in rest))
+    held = "took part too" if weights_sealed(clients) else f"hold {share} together"
     rejected = sum(client["rejected"] for client in rest)
     marked = f", with {rejected:,} of their replies rejected" if rejected else ""
-    return f"{count(len(rest), 'more client')} hold {share} together{marked}."
+    return f"{count(len(rest), 'more client')} {held}{marked}."
 
 
 def causes(rejected: Mapping[str, int], width: float) -> str:
@@ -58,8 +68,13 @@ def causes(rejected: Mapping[str, int], width: float) -> str:
     return _bars(rows, width, "Rejected replies by cause", "bar bad")
 
 
-def _by_share(clients: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(clients, key=lambda client: (-client["share"], client["node"]))
+def _by_part(clients: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(clients, key=lambda client: (-_part(client), client["node"]))
+
+
+def _part(client: Mapping[str, Any]) -> float:
+    """The client's share of all weights; where weights are sealed, its rounds."""
+    return float(client["rounds"] if client["share"] is None else client["share"])
 
 
 def _short(node: int) -> str:
@@ -69,11 +84,11 @@ def _short(node: int) -> str:
 
 
 def _words(client: Mapping[str, Any]) -> str:
-    loss = client["mean_loss"]
+    loss, weight = client["mean_loss"], client["records_total"]
     said = [
         f"node {client['node']}",
         count(client["rounds"], "round"),
-        f"weight {digits(client['records_total'])} in all",
+        "weight sealed" if weight is None else f"weight {digits(weight)} in all",
         f"{size(client['bytes_up'])} up",
         f"{duration(client['seconds'])} of training",
     ]

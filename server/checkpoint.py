@@ -43,7 +43,13 @@ def save(folder: Path, state: ServerState, stamp: str) -> Path:
     head = json.dumps(fields)
     slots = {f"slot.{name}": values for name, values in state.slots.items()}
     buffer = io.BytesIO()
-    arrays = {"head": np.array(head), "params": state.params, "summary": state.summary, **slots}
+    arrays = {
+        "head": np.array(head),
+        "params": state.params,
+        "summary": state.summary,
+        "peaks": state.peaks,
+        **slots,
+    }
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     path = folder / f"{state.domain:04d}-{state.round:05d}.npz"
     write_atomically(path, buffer.getvalue())
@@ -79,5 +85,5 @@ def _read(path: Path) -> tuple[ServerState, str]:
         numbers = (head["round"], head["domain"], file["params"])
         if sorted(slots) != head["slots"]:
             raise ValueError(f"the slots must be {head['slots']}; got {sorted(slots)}")
-        state = ServerState(*numbers, slots=slots, summary=file["summary"])
+        state = ServerState(*numbers, slots=slots, summary=file["summary"], peaks=file["peaks"])
     return state, str(head["stamp"])

@@ -28,6 +28,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "domain_started": ("domain",),
     "round_started": ("domain", "round", "attempt"),
     "reply": ("domain", "round", "attempt", "node"),
+    "sum_opened": ("domain", "round", "attempt"),
     "round_finished": ("domain", "round", "attempt"),
     "round_failed": ("domain", "round", "attempt"),
     "evaluated": ("domain", "round"),

@@ -5,23 +5,60 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from ..core.errors import RunError
-from ..core.values import ServerState
-from ..core.wire import PARAMS, SUMMARY, TRAIN
-from . import nodes
+from ..core.sums import Opened
+from ..core.values import ServerState, Update
+from ..core.wire import PARAMS, SUMMARY, TRAIN, Task
+from . import nodes, pending
 from .events import EventLog
+from .link import Question
+from .pending import Pending
 from .room import Room, task
-from .round import Tally, Terms, Verdict, collect
+from .round import Tally, Terms, Verdict, collect, opened_sum
+from .sums import Agreement, agree, quorum, unmask
 
 logger = logging.getLogger(__name__)
 
 
-def exchange(
-    room: Room, state: ServerState, kind: str, travels: str, size: int
-) -> tuple[Tally, Terms]:
-    """The tally of a round in which enough clients answered, and the terms they answered to.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round gave.
+
+    Attributes:
+        opened: the sum; of no values where nothing travelled or single updates are kept.
+        updates: single updates by node, where the strategy needs them.
+        lost: why the round is given up; empty where it is not. A key holder opens a round once,
+            so that a sum with garbage in it cannot be replaced by another one.
+        attempt: which attempt this is the outcome of.
+    """
+
+    opened: Opened
+    updates: Mapping[int, Update] = field(default_factory=dict)
+    lost: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that gave nothing.
+
+    Attributes:
+        reason: for the log.
+        again: who is asked next; empty for a new choice.
+    """
+
+    reason: str
+    again: tuple[int, ...] = ()
+
+
+def exchange(room: Room, state: ServerState, kind: str, travels: str, size: int) -> Outcome:
+    """What the clients gave, once enough of them answered.
 
     Args:
         room: of the run.
@@ -31,60 +68,197 @@ def exchange(
         size: number of values that travel up.
 
     Raises:
-        RunError: too few did, in every attempt.
+        RunError: too few answered, in every attempt.
     """
-    table = room.config.round
-    for attempt in range(table.retries + 1):
-        tally, terms = _attempt(room, state, kind, travels, size, attempt)
-        if len(tally.accepted) >= table.min_replies:
-            return tally, terms
-        reason = f"{len(tally.accepted)} of {len(terms.nodes)} replies count: {tally.rejected}"
-        logger.warning("domain %d round %d: %s", state.domain, state.round, reason)
+    waiting = _waiting(room, state, travels)
+    attempt, left = 0, room.config.round.retries
+    again: tuple[int, ...] = ()
+    while True:
+        if waiting is not None:
+            found, waiting = _resumed(room, waiting, kind), None
+        else:
+            found = _attempt(room, state, kind, travels, size, attempt, again)
+        if isinstance(found, Outcome):
+            return found
+        logger.warning("domain %d round %d: %s", state.domain, state.round, found.reason)
         if kind == TRAIN:
             place_ = {"domain": state.domain, "round": state.round, "attempt": attempt}
-            room.log.emit("round_failed", **place_, reason=reason)
-    raise RunError(
-        f"[round] min_replies = {table.min_replies} replies must count; in "
-        f"{table.retries + 1} attempts at round {state.round} of domain {state.domain} too few "
-        f"did. Last: {reason}. The clients' logs name the cause; the run can be resumed."
-    )
+            room.log.emit("round_failed", **place_, reason=found.reason)
+        # Those who answered are asked again at no cost: their updates are on their disks.
+        left -= 0 if found.again else 1
+        if left < 0:
+            raise RunError(
+                f"[round] min_replies = {quorum(room, size)} replies must count; in {attempt + 1} "
+                f"attempts at round {state.round} of domain {state.domain} too few did. Last: "
+                f"{found.reason}. The clients' logs name the cause; the run can be resumed."
+            )
+        attempt, again = attempt + 1, found.again
 
 
 def _attempt(
-    room: Room, state: ServerState, kind: str, travels: str, size: int, attempt: int
-) -> tuple[Tally, Terms]:
-    table, started = room.config.round, time.monotonic()
+    room: Room,
+    state: ServerState,
+    kind: str,
+    travels: str,
+    size: int,
+    attempt: int,
+    again: tuple[int, ...],
+) -> Outcome | Failure:
+    started, told = time.monotonic(), kind == TRAIN
     # Every client ends the domain; only a cohort trains in a round.
-    cohort = table.cohort if kind == TRAIN else 0
+    cohort = room.config.round.cohort if told else 0
     numbers = (state.domain, state.round, attempt)
-    asked = nodes.choose(room.link.nodes(), cohort, room.config.run.seed, *numbers)
+    asked = again or nodes.choose(room.link.nodes(), cohort, room.config.run.seed, *numbers)
     asking = task(room, state, attempt, travels)
-    terms = Terms(asking.ticket, size, frozenset(asked), table.max_change, table.max_weight)
-    place_ = {"domain": state.domain, "round": state.round, "attempt": attempt}
+    peak = float(state.peaks[min(state.round, 1)]) if told else 0.0
+    try:
+        agreement = agree(room, asking, kind, peak, size, asked)
+    except RunError as error:
+        return Failure(str(error))
+    tally, figures = _collect(room, state, kind, asking, agreement)
+    figures["attempt_seconds"] = time.monotonic() - started
+    counted = [verdict.node for verdict in tally.accepted]
+    asked_count = len(agreement.nodes)
+    if len(counted) < quorum(room, size):
+        return Failure(f"{len(counted)} of {asked_count} replies count: {tally.rejected}")
+    if size and not room.secure_sum.drops and len(counted) < asked_count:
+        return Failure(
+            f"{asked_count - len(counted)} of {asked_count} clients left a sum that cannot lose "
+            f"any: {tally.rejected}; the others are asked again",
+            tuple(counted),
+        )
+    try:
+        asks, reveals = unmask(room, asking, agreement, counted) if size else ({}, {})
+    except RunError as error:
+        return Failure(str(error))
+    waiting = Pending(
+        pact=agreement.pact,
+        asked=asked_count,
+        verdicts=tuple(tally.verdicts),
+        asks=asks,
+        reveals=reveals,
+        body=b"" if tally.total is None else room.secure_sum.close(tally.total, agreement.pact),
+        figures=figures,
+    )
+    return _open(room, waiting, tally, kind)
+
+
+def _collect(
+    room: Room, state: ServerState, kind: str, asking: Task, agreement: Agreement
+) -> tuple[Tally, dict[str, float]]:
+    table, told = room.config.round, kind == TRAIN
+    terms = Terms(
+        asking.ticket,
+        agreement.pact,
+        frozenset(agreement.nodes),
+        table.max_change,
+        table.max_weight,
+    )
     vectors = {PARAMS: state.params, SUMMARY: state.summary}
-    down = len(asked) * sum(vector.nbytes for vector in vectors.values())
-    told = kind == TRAIN
+    down = len(agreement.nodes) * sum(vector.nbytes for vector in vectors.values())
+    down += sum(len(note) for note in agreement.notes.values())
+    place_ = _place(agreement)
     if told:
-        room.log.emit("round_started", **place_, asked=len(asked), bytes_down=down)
+        room.log.emit("round_started", **place_, asked=len(agreement.nodes), bytes_down=down)
+    question = Question(kind, asking, vectors, agreement.pact, agreement.notes)
     tally = collect(
-        room.link.ask(kind, vectors, asking, asked, table.deadline_s),
+        room.link.ask(question, agreement.nodes, table.deadline_s),
         terms,
         room.secure_sum,
-        single=kind == TRAIN and room.strategy.combine is not None,
+        single=told and room.strategy.combine is not None,
         observe=partial(_told, room.log, place_) if told else _untold,
     )
-    if told and len(tally.accepted) >= table.min_replies:
+    return tally, {"bytes_down": down, "add_seconds": tally.add_seconds}
+
+
+def _place(agreement: Agreement) -> dict[str, int]:
+    pact = agreement.pact
+    return {"domain": pact.domain, "round": pact.round, "attempt": pact.attempt}
+
+
+def _waiting(room: Room, state: ServerState, travels: str) -> Pending | None:
+    if room.holder is None:
+        return None
+    run = f"{room.folder.name}-{room.token}"
+    return pending.load(room.folder, run, state.domain, state.round, travels)
+
+
+def _resumed(room: Room, waiting: Pending, kind: str) -> Outcome | Failure:
+    """The outcome of a sum that was closed by an earlier process of this run."""
+    pact = waiting.pact
+    place_ = {"domain": pact.domain, "round": pact.round, "attempt": pact.attempt}
+    if kind == TRAIN:
+        down = int(waiting.figures["bytes_down"])
+        room.log.emit("round_started", **place_, asked=waiting.asked, bytes_down=down)
+        for verdict in waiting.verdicts:
+            _told(room.log, place_, verdict)
+    return _open(room, waiting, Tally(verdicts=list(waiting.verdicts)), kind)
+
+
+def _open(room: Room, waiting: Pending, tally: Tally, kind: str) -> Outcome | Failure:
+    """The opened sum; where a key holder opens it, what is asked of it is on disk before."""
+    started, pact, sums = time.monotonic(), waiting.pact, room.secure_sum
+    if not waiting.body:
+        opened = Opened(np.zeros(pact.size), tally.weight, tally.loss * tally.weight)
+    else:
+        content = waiting.body
+        if room.holder is not None:
+            pending.save(room.folder, waiting)
+            content = room.holder.open(pact, waiting.counted, waiting.body)
+        try:
+            opened = opened_sum(tally, content, pact, sums, waiting.asks, waiting.reveals)
+        except ValueError as error:
+            if room.holder is None:
+                return Failure(str(error))
+            nothing = Opened(np.zeros(pact.size), 0.0)
+            return Outcome(nothing, lost=str(error), attempt=pact.attempt)
+    seconds = time.monotonic() - started
+    if kind == TRAIN:
+        _tell(room, waiting, tally, opened, seconds)
+    return Outcome(opened, tally.updates, attempt=pact.attempt)
+
+
+def _tell(room: Room, waiting: Pending, tally: Tally, opened: Opened, seconds: float) -> None:
+    pact, figures = waiting.pact, waiting.figures
+    place_ = {"domain": pact.domain, "round": pact.round, "attempt": pact.attempt}
+    loss = opened.loss / opened.weight if opened.weight else math.nan
+    if not room.secure_sum.single_updates:
         room.log.emit(
-            "round_finished",
+            "sum_opened",
             **place_,
-            accepted=len(tally.accepted),
-            rejected=dict(tally.rejected),
-            bytes_up=tally.size_bytes,
-            bytes_down=down,
-            seconds=time.monotonic() - started,
-            loss=_or_none(tally.loss),
+            counted=len(waiting.counted),
+            dropped=waiting.asked - len(waiting.counted),
+            revealed=len(waiting.reveals),
+            values=pact.size * len(waiting.counted),
+            saturated=opened.saturated,
+            scale=pact.scale,
+            peak=opened.peak,
+            key=pact.key,
+            bytes_per_value=_bytes_per_value(tally, pact.size),
+            seal_seconds=_or_none(_mean_seal(tally)),
+            add_seconds=figures["add_seconds"],
+            open_seconds=seconds,
         )
-    return tally, terms
+    room.log.emit(
+        "round_finished",
+        **place_,
+        accepted=len(waiting.counted),
+        rejected=dict(tally.rejected),
+        bytes_up=tally.size_bytes,
+        bytes_down=int(figures["bytes_down"]),
+        seconds=figures["attempt_seconds"] + seconds,
+        loss=_or_none(loss),
+    )
+
+
+def _bytes_per_value(tally: Tally, size: int) -> float:
+    bodies = [verdict.size_bytes for verdict in tally.accepted]
+    return sum(bodies) / len(bodies) / size if bodies and size else 0.0
+
+
+def _mean_seal(tally: Tally) -> float:
+    told = [v.seal_seconds for v in tally.accepted if math.isfinite(v.seal_seconds)]
+    return sum(told) / len(told) if told else math.nan
 
 
 def _told(log: EventLog, place_: dict[str, int], verdict: Verdict) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from ..core import metrics
 from ..core.files import write_atomically
+from . import report_log
 from .events import Event, number, plain, read_events, settle
+from .report_log import NOTHING, Costs, Log, Place, by_name, integer, place, table
 from .report_page import render
-
-Costs: TypeAlias = dict[tuple[int, int], dict[str, float]]
-"""(domain, round) -> bytes_up, bytes_down and seconds."""
-
-_NOTHING: Mapping[str, float] = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
+from .report_sums import sums
 
 
 def write_report(run_folder: Path) -> dict[str, Any]:
@@ -40,26 +38,27 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
 
     Accuracies, forgetting and shares are 0..1 (forgetting and backward transfer -1..1); bytes
     and seconds are totals over clients and attempts; what was not measured is null. A domain's
-    row of `accuracy_matrix` is filled once the domain is learnt to its end. `missing` says in
-    plain sentences what the events did not hold.
+    row of `accuracy_matrix` is filled once the domain is learnt to its end. `sums` says how updates
+    were hidden; it is null where the log does not. `missing` says in plain sentences what the
+    events did not hold.
 
     Law: events repeated after a resume change nothing.
 
     Raises:
         RunError: an event without the integers that say where it belongs.
     """
-    log = _by_name(settle(events))
+    log = by_name(settle(events))
     start = log["run_started"][-1] if log["run_started"] else {}
     end = log["run_finished"][-1] if log["run_finished"] else {}
     domains = _domains(log, start)
-    lost = _lost(log)
+    lost = report_log.lost(log)
     rounds = _rounds(log, lost)
     report = {
         "run": start.get("run"),
         "version": start.get("version"),
         "finished": bool(log["run_finished"]),
-        "config": _table(start.get("config")),
-        "model": _table(start.get("model")),
+        "config": table(start.get("config")),
+        "model": table(start.get("model")),
         "num_clients": start.get("clients"),
         "domains": domains,
         "adapter_hash": end.get("adapter_hash"),
@@ -69,20 +68,14 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "rejected": dict(Counter(str(r.get("cause", "")) for r in log["reply"] if not r.get("ok"))),
         "totals": _totals(log, lost, number(end.get("seconds"))),
         "failed_attempts": [_failure(event) for event in log["round_failed"]],
+        "sums": sums(log, start, rounds),
     }
     report["missing"] = list(_missing(report))
     clean: dict[str, Any] = plain(report)
     return clean
 
 
-def _by_name(events: Sequence[Event]) -> defaultdict[str, list[Event]]:
-    log: defaultdict[str, list[Event]] = defaultdict(list)
-    for event in events:
-        log[event["event"]].append(event)
-    return log
-
-
-def _domains(log: defaultdict[str, list[Event]], start: Event) -> list[dict[str, Any]]:
+def _domains(log: Log, start: Event) -> list[dict[str, Any]]:
     """The domains in order, by run_started; by what events name where that is missing."""
     listed = start.get("domains") or []
     found = {i: (str(d.get("name")), d.get("labels") or []) for i, d in enumerate(listed)}
@@ -98,15 +91,13 @@ def _domains(log: defaultdict[str, list[Event]], start: Event) -> list[dict[str,
     return domains
 
 
-def _accuracies(
-    log: defaultdict[str, list[Event]], start: Event, domains: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _accuracies(log: Log, start: Event, domains: list[dict[str, Any]]) -> dict[str, Any]:
     names = [domain["name"] for domain in domains]
     rows = _last_evaluations(log, start, domains)
     matrix = np.full((len(names), len(names)), np.nan)
     for i, event in rows.items():
         for j, name in enumerate(names[: i + 1]):
-            value = number(_table(event.get("accuracy")).get(name))
+            value = number(table(event.get("accuracy")).get(name))
             matrix[i, j] = np.nan if value is None else value
     # Only the learnt part: a domain that has not come yet is not a domain that scores nothing.
     learnt = max(rows, default=-1) + 1
@@ -126,11 +117,9 @@ def _accuracies(
     }
 
 
-def _last_evaluations(
-    log: defaultdict[str, list[Event]], start: Event, domains: list[dict[str, Any]]
-) -> dict[int, Event]:
+def _last_evaluations(log: Log, start: Event, domains: list[dict[str, Any]]) -> dict[int, Event]:
     """Domain -> the evaluation after its last round, for domains learnt to their end."""
-    rounds = number(_table(_table(start.get("config")).get("round")).get("rounds"))
+    rounds = number(table(table(start.get("config")).get("round")).get("rounds"))
     begun = max((event["domain"] for event in log["round_started"]), default=-1)
     last: dict[int, Event] = {}
     for event in log["evaluated"]:
@@ -145,17 +134,17 @@ def _last_evaluations(
 
 def _weighted(event: Event) -> float | None:
     """Share of all test requests answered rightly, 0..1; None without totals."""
-    totals = _table(event.get("totals"))
+    totals = table(event.get("totals"))
     pairs = [
         (accuracy, total)
-        for name, value in _table(event.get("accuracy")).items()
+        for name, value in table(event.get("accuracy")).items()
         if (accuracy := number(value)) is not None and (total := number(totals.get(name)))
     ]
     asked = sum(total for _, total in pairs)
     return sum(accuracy * total for accuracy, total in pairs) / asked if asked > 0 else None
 
 
-def _rounds(log: defaultdict[str, list[Event]], lost: Costs) -> list[dict[str, Any]]:
+def _rounds(log: Log, lost: Costs) -> list[dict[str, Any]]:
     """One entry per finished round, what its failed attempts cost included."""
     scores = {(e["domain"], e["round"]): e for e in log["evaluated"]}
     return [
@@ -165,76 +154,59 @@ def _rounds(log: defaultdict[str, list[Event]], lost: Costs) -> list[dict[str, A
 
 
 def _round(event: Event, score: Event, lost: Costs) -> dict[str, Any]:
-    place = event["domain"], event["round"]
-    extra = lost.get(place, _NOTHING)
-    values = _table(score.get("accuracy")).values()
+    at = event["domain"], event["round"]
+    extra = lost.get(at, NOTHING)
+    values = table(score.get("accuracy")).values()
     accuracy = [a for value in values if (a := number(value)) is not None]
     return {
-        "domain": place[0],
-        "round": place[1],
+        "domain": at[0],
+        "round": at[1],
         "loss": number(event.get("loss")),
         "accuracy": sum(accuracy) / len(accuracy) if accuracy else None,
-        "bytes_up": _size(event.get("bytes_up")) + int(extra["bytes_up"]),
-        "bytes_down": _size(event.get("bytes_down")) + int(extra["bytes_down"]),
+        "bytes_up": integer(event.get("bytes_up")) + int(extra["bytes_up"]),
+        "bytes_down": integer(event.get("bytes_down")) + int(extra["bytes_down"]),
         "seconds": (number(event.get("seconds")) or 0.0) + extra["seconds"],
         "accepted": event.get("accepted"),
-        "rejected": _table(event.get("rejected")),
+        "rejected": table(event.get("rejected")),
         "attempts": event["attempt"] + 1,
     }
 
 
-def _lost(log: defaultdict[str, list[Event]]) -> Costs:
-    """(domain, round) -> bytes and seconds that its failed attempts cost."""
-    failed = {(e["domain"], e["round"], e["attempt"]): e for e in log["round_failed"]}
-    lost: Costs = {place[:2]: dict(_NOTHING) for place in failed}
-    for event in [*log["round_started"], *log["reply"]]:
-        place = event["domain"], event["round"], event["attempt"]
-        if place not in failed:
-            continue
-        cost = lost[place[:2]]
-        cost["bytes_up"] += _size(event.get("bytes_up"))
-        cost["bytes_down"] += _size(event.get("bytes_down"))
-        if event["event"] == "round_started":
-            cost["seconds"] += max(0.0, failed[place]["time"] - event["time"])
-    return lost
+def _clients(log: Log) -> list[dict[str, Any]]:
+    """One entry per node that replied; replies of failed attempts changed nothing and count 0.
 
-
-def _clients(log: defaultdict[str, list[Event]]) -> list[dict[str, Any]]:
-    """One entry per node that replied; replies of failed attempts changed nothing and count 0."""
-    failed = {(e["domain"], e["round"], e["attempt"]) for e in log["round_failed"]}
+    Where weights are sealed, `records`, `records_total` and `share` are None.
+    """
+    failed = frozenset(report_log.failed(log))
     replies: defaultdict[int, list[Event]] = defaultdict(list)
     for event in log["reply"]:
         replies[event["node"]].append(event)
     clients = [_client(node, replies[node], failed) for node in sorted(replies)]
-    weight = sum(client["records_total"] for client in clients)
+    sealed = any(client["records_total"] is None for client in clients)
+    weight = sum(client["records_total"] or 0.0 for client in clients)
     for client in clients:
-        client["share"] = client["records_total"] / weight if weight else 0.0
+        share = client["records_total"] / weight if weight and not sealed else 0.0
+        client["share"] = None if sealed else share
     return clients
 
 
-def _client(node: int, replies: list[Event], failed: set[tuple[int, int, int]]) -> dict[str, Any]:
-    used = [
-        event
-        for event in replies
-        if event.get("ok") and (event["domain"], event["round"], event["attempt"]) not in failed
-    ]
-    weights = [number(event.get("records")) or 0.0 for event in used]
+def _client(node: int, replies: list[Event], failed: frozenset[Place]) -> dict[str, Any]:
+    used = [event for event in replies if event.get("ok") and place(event) not in failed]
+    weights = [w for event in used if (w := number(event.get("records"))) is not None]
     losses = [loss for event in used if (loss := number(event.get("loss"))) is not None]
     return {
         "node": node,
         "rounds": len(used),
         "records": weights[-1] if weights else None,
-        "records_total": sum(weights),
-        "bytes_up": sum(_size(event.get("bytes_up")) for event in replies),
+        "records_total": sum(weights) if weights or not used else None,
+        "bytes_up": sum(integer(event.get("bytes_up")) for event in replies),
         "rejected": sum(not event.get("ok") for event in replies),
         "mean_loss": sum(losses) / len(losses) if losses else None,
         "seconds": sum(number(event.get("seconds")) or 0.0 for event in replies),
     }
 
 
-def _totals(
-    log: defaultdict[str, list[Event]], lost: Costs, seconds: float | None
-) -> dict[str, Any]:
+def _totals(log: Log, lost: Costs, seconds: float | None) -> dict[str, Any]:
     """Sums over the run's rounds and failed attempts.
 
     After a resume, run_finished may count from the resume only: its seconds stand where they
@@ -243,7 +215,7 @@ def _totals(
     done, failed = log["round_finished"], lost.values()
     spent = sum(number(e.get("seconds")) or 0.0 for e in done) + sum(c["seconds"] for c in failed)
     sizes = {
-        key: sum(_size(event.get(key)) for event in done) + int(sum(cost[key] for cost in failed))
+        key: sum(integer(event.get(key)) for event in done) + int(sum(cost[key] for cost in failed))
         for key in ("bytes_up", "bytes_down")
     }
     counts = {"rounds": len(done), "replies": len(log["reply"])}
@@ -273,11 +245,3 @@ def _missing(report: dict[str, Any]) -> Iterable[str]:
         yield "Some domains were not measured after some others: their cells are empty."
     if learnt == 1:
         yield "Forgetting and backward transfer need at least two domains."
-
-
-def _size(value: Any) -> int:
-    return int(number(value) or 0)
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from . import bar_charts, charts, round_charts
+from .chart_frame import thinning
 from .page_style import style_sheet
+from .report_parts import after, figure
+from .report_sums_page import sums_figures
 from .svg import escape
 from .units import DASH, count, digits, duration, percent, points, size
 
 Report: TypeAlias = Mapping[str, Any]
-
-WIDE, NARROW = 760.0, 344.0
-"""Widths of each chart in px: for a desk or paper, and for a phone; the page shows one."""
 
 
 def render(report: Report) -> str:
@@ -148,26 +148,33 @@ def _figures(report: Report) -> Iterator[str]:
     if rounds:
         yield from _round_figures(rounds, names)
     if clients:
-        yield _figure(
-            "Who contributed",
-            "The longer a bar, the more of the records behind the model are that client"
-            "\N{RIGHT SINGLE QUOTATION MARK}s; replies that were refused are named in red.",
-            lambda width: bar_charts.contributions(clients, width),
-            _after(bar_charts.others(clients)),
-        )
+        yield _contributions(clients)
     if report["rejected"]:
-        yield _figure(
+        yield figure(
             "Why replies were rejected",
             "Each bar counts the replies that were left out of the model for one cause.",
             lambda width: bar_charts.causes(report["rejected"], width),
         )
+    yield from sums_figures(report)
+
+
+def _contributions(clients: list[dict[str, Any]]) -> str:
+    what = "of the records behind the model are that client\N{RIGHT SINGLE QUOTATION MARK}s"
+    if bar_charts.weights_sealed(clients):
+        what = "rounds counted that client; how many records it has is sealed with its updates"
+    return figure(
+        "Who contributed",
+        f"The longer a bar, the more {what}. Replies that were refused are named in red.",
+        lambda width: bar_charts.contributions(clients, width),
+        after(bar_charts.others(clients)),
+    )
 
 
 def _accuracy_figures(report: Report, names: list[str]) -> Iterator[str]:
     learnt = len(names)
     matrix = [row[:learnt] for row in report["accuracy_matrix"][:learnt]]
     average, lost = report["average_accuracy"][:learnt], report["forgetting"][:learnt]
-    yield _figure(
+    yield figure(
         "What the model knows after each domain",
         "Read a column downwards: its top is the accuracy right after learning that domain, in "
         "percent; what lies below shows how well it is kept while others are learnt.",
@@ -177,7 +184,7 @@ def _accuracy_figures(report: Report, names: list[str]) -> Iterator[str]:
     )
     if learnt == 1:
         return
-    yield _figure(
+    yield figure(
         "Keeping old domains while learning new ones",
         "A flat average line means that new domains come without loss; the forgetting line is "
         "how far old domains have fallen below their best.",
@@ -186,42 +193,20 @@ def _accuracy_figures(report: Report, names: list[str]) -> Iterator[str]:
 
 
 def _round_figures(rounds: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
-    step = round_charts.thinning(rounds)
+    step = thinning(rounds)
     thin = f" Up to {step} neighbouring rounds are drawn as their mean." if step > 1 else ""
-    yield _figure(
+    yield figure(
         "Round by round",
         "Within a domain the loss should fall and level off; a dashed line marks where the next "
         f"domain begins, and accuracy is the mean over the domains seen so far.{thin}",
         lambda width: round_charts.learning(rounds, names, width),
     )
-    yield _figure(
+    yield figure(
         "What each round cost",
         "Bars above the line are bytes sent by all clients, bars below are bytes sent to them; "
         f"the lower chart is the time from asking to the new model.{thin}",
         lambda width: round_charts.costs(rounds, names, width),
     )
-
-
-def _figure(
-    heading: str,
-    caption: str,
-    chart: Callable[[float], str],
-    after: str = "",
-    room: str = "fit",
-) -> str:
-    """A chart in both widths; `room` is `fit` to shrink it on small screens, else `scroll`."""
-    pictures = "".join(
-        f'<div class="{room} {style}">{chart(width)}</div>\n'
-        for style, width in (("wide", WIDE), ("narrow", NARROW))
-    )
-    return (
-        f"<figure>\n<figcaption><h2>{escape(heading)}</h2><p>{escape(caption)}</p></figcaption>\n"
-        f"{pictures}{after}</figure>"
-    )
-
-
-def _after(text: str) -> str:
-    return f'<p class="after">{escape(text)}</p>' if text else ""
 
 
 def _matrix(names: list[str], matrix: list[list[float | None]]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..core import check
 from ..core.config import Config
-from ..core.parts import Continual, Model, SecureSum, Strategy
+from ..core.parts import Continual, KeyHolder, Model, SecureSum, Strategy
 from ..core.seeds import derive
 from ..core.values import Domain, ServerState, Ticket
 from ..core.wire import Task
@@ -24,18 +26,28 @@ from .link import Link
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """All that a run has open; nothing in it changes but the model's weights and the log."""
+    """All that a run has open; only the model's weights, the log and the cards change.
+
+    Attributes:
+        token: random, made once in the life of a run: sums of another run of the same name
+            are not sums of this one.
+        holder: opens sums; None where no key does.
+        cards: what clients said of themselves when they joined, by node; of this process.
+    """
 
     config: Config
     folder: Path
     link: Link
     log: EventLog
+    token: str
     model: Model
     stream: Stream
     test: TestRecords
     strategy: Strategy
     secure_sum: SecureSum
+    holder: KeyHolder | None
     continual: Continual
+    cards: dict[int, bytes] = field(default_factory=dict)
 
     def domains(self, upto: int) -> tuple[Domain, ...]:
         """The domains 0..upto."""
@@ -46,8 +58,16 @@ class Room:
         return tuple(label for domain in self.domains(upto) for label in domain.labels)
 
 
-def open_room(config: Config, folder: Path, link: Link) -> partial[Room]:
-    """The room but for its `log`, so that all that can be at fault is opened before a file is.
+def open_room(
+    config: Config, folder: Path, link: Link, keyholder: Mapping[str, Any]
+) -> partial[Room]:
+    """The room but for `log` and `token`, so that all that can be at fault is opened first.
+
+    Args:
+        config: of the run.
+        folder: of the run; nothing is written.
+        link: reaches the clients.
+        keyholder: replaces options of `[keyholder]`.
 
     Raises:
         PerennialError: config, data or model do not hold what they promise.
@@ -58,6 +78,8 @@ def open_room(config: Config, folder: Path, link: Link) -> partial[Room]:
     splits = check.build(config, "data").read()
     domains = stream(splits, config.domains, causal=not model.labels_needed)
     need_deal(domains, config.shards, config.run.seed)
+    secure_sum: SecureSum = check.build(config, "secure_sum")
+    keyed = secure_sum.scheme is not None
     return partial(
         Room,
         config=config,
@@ -67,7 +89,8 @@ def open_room(config: Config, folder: Path, link: Link) -> partial[Room]:
         stream=domains,
         test=TestRecords(model, domains.splits, config.evaluate.batch_size),
         strategy=check.build(config, "strategy"),
-        secure_sum=check.build(config, "secure_sum"),
+        secure_sum=secure_sum,
+        holder=check.build(config, "keyholder", **keyholder) if keyed else None,
         continual=check.build(config, "continual"),
     )
 
@@ -84,6 +107,7 @@ def stamp(room: Room) -> str:
         exclude={
             "simulation": True,
             "evaluate": True,
+            "keyholder": True,
             "run": {"folder", "name"},
             "round": {"min_replies", "deadline_s", "retries"},
         },

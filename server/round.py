@@ -6,7 +6,9 @@ bad reply is counted under its cause and left out; whether enough came is the ca
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -15,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.parts import Reply, SecureSum, Strategy
+from ..core.sums import Opened, Pact
 from ..core.values import ServerState, Ticket, Update, Vector, scatter
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +29,14 @@ class Terms:
 
     Attributes:
         ticket: the round that is asked.
-        size: number of values that travel up.
+        pact: of the sum that the replies are added to.
         nodes: who was asked.
         max_change: largest believable |change| of one value.
         max_weight: largest believable number of records of one client.
     """
 
     ticket: Ticket
-    size: int
+    pact: Pact
     nodes: frozenset[int]
     max_change: float
     max_weight: float
@@ -45,9 +50,10 @@ class Verdict:
         node: who answered.
         cause: why it is left out; empty when it counts.
         size_bytes: length of the sealed body.
-        weight: its weight in the mean.
-        loss: mean training loss; nan when it was not given.
+        weight: its weight in the mean; nan where it is sealed.
+        loss: mean training loss; nan when it was not given or is sealed.
         seconds: the client's own time; nan when it was not given.
+        seal_seconds: the part of it for sealing; nan when it was not given.
     """
 
     node: int
@@ -56,17 +62,19 @@ class Verdict:
     weight: float = 0.0
     loss: float = math.nan
     seconds: float = math.nan
+    seal_seconds: float = math.nan
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has been added up so far."""
+    """What has been added up so far; `add_seconds` is the server's own time for it."""
 
     total: Any = None
     weight: float = 0.0
     updates: dict[int, Update] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     answered: set[int] = field(default_factory=set)
+    add_seconds: float = 0.0
 
     @property
     def accepted(self) -> list[Verdict]:
@@ -136,6 +144,7 @@ def judge(
         weight=_number(metrics.get("weight")),
         loss=_number(metrics.get("loss")),
         seconds=_number(metrics.get("seconds")),
+        seal_seconds=_number(metrics.get("seal_seconds")),
     )
     return replace(verdict, cause=_cause(reply, verdict, terms, secure_sum, answered))
 
@@ -151,18 +160,18 @@ def _cause(
         return reply.error
     if reply.ticket is None or dict(reply.ticket) != asdict(terms.ticket):
         return "wrong ticket"
+    if not secure_sum.single_updates:
+        return ""
     if not 0.0 <= verdict.weight <= terms.max_weight:
         return "weight out of range"
     if not verdict.weight.is_integer():  # the sum is exact for whole weights only
         return "weight not whole"
-    if secure_sum.single_updates:
-        return _unlike(reply.body, terms, secure_sum)
-    return ""
+    return _unlike(reply.body, terms, secure_sum)
 
 
 def _unlike(body: bytes, terms: Terms, secure_sum: SecureSum) -> str:
     try:
-        delta = secure_sum.read(body, terms.size)
+        delta = secure_sum.single(body, terms.pact)
     except ValueError:
         return "wrong length"
     if not delta.size:
@@ -186,49 +195,71 @@ def _add(
     secure_sum: SecureSum,
     single: bool,
 ) -> Verdict:
+    started = time.perf_counter()
     try:
         if single:
-            delta = secure_sum.read(reply.body, terms.size)
+            delta = secure_sum.single(reply.body, terms.pact)
             tally.updates[reply.node] = Update(delta, verdict.weight)
-        else:
-            tally.total = secure_sum.add(tally.total, reply.body, verdict.weight, terms.size)
-    except ValueError:
+        elif terms.pact.size or secure_sum.single_updates:
+            tally.total = secure_sum.add(tally.total, reply.body, verdict.weight, terms.pact)
+        elif reply.body:  # nothing travels, so nothing is sealed
+            raise ValueError("the body must be empty")
+    except ValueError as error:
+        logger.warning("node %d: %s", reply.node, error)
         return replace(verdict, cause="malformed body")
+    tally.add_seconds += time.perf_counter() - started
     tally.weight += verdict.weight
     tally.answered.add(reply.node)
     return verdict
 
 
-def mean(tally: Tally, ticket: Ticket, size: int, secure_sum: SecureSum) -> npt.NDArray[np.float64]:
-    """The weighted mean of what was added, float64 [size]; zero when all weights are zero."""
-    if tally.total is None or not tally.weight:
-        return np.zeros(size)
-    return secure_sum.open(tally.total, ticket) / tally.weight
+def opened_sum(
+    tally: Tally,
+    opened: bytes,
+    pact: Pact,
+    secure_sum: SecureSum,
+    asks: Mapping[int, bytes],
+    reveals: Mapping[int, bytes],
+) -> Opened:
+    """The sum of what was added, with its weight and loss.
+
+    Args:
+        tally: of the accepted replies.
+        opened: what the key holder gave, or the closed total itself.
+        pact: of the sum.
+        secure_sum: reads it.
+        asks: what was asked of the clients because others dropped out.
+        reveals: what they answered.
+
+    Raises:
+        ValueError: this is no sum of sealed vectors.
+    """
+    counted = [verdict.node for verdict in tally.accepted]
+    found = secure_sum.result(opened, pact, counted, asks, reveals)
+    if not secure_sum.single_updates:
+        return found
+    return replace(found, weight=tally.weight, loss=tally.loss * tally.weight)
+
+
+def mean(opened: Opened) -> npt.NDArray[np.float64]:
+    """The weighted mean of what was summed, float64 [n]; zero when all weights are zero."""
+    return opened.total / opened.weight if opened.weight else np.zeros(opened.total.size)
 
 
 def close(
     state: ServerState,
-    tally: Tally,
-    terms: Terms,
+    moved: Vector,
     places: list[slice],
     strategy: Strategy,
-    secure_sum: SecureSum,
 ) -> ServerState:
-    """The state after the round: mean, strategy, one round more.
+    """The state after the round: the strategy applied, one round more.
 
     Args:
         state: before the round.
-        tally: of the accepted replies, at least one.
-        terms: of the round.
-        places: where the values that travelled lie in `state.params`.
+        moved: mean change of the values that travelled, float32 [m].
+        places: where they lie in `state.params`.
         strategy: server arithmetic.
-        secure_sum: opens the sum.
     """
-    if strategy.combine is not None:
-        ordered = [tally.updates[node] for node in sorted(tally.updates)]
-        moved: Vector = strategy.combine(ordered)
-    else:
-        moved = mean(tally, terms.ticket, terms.size, secure_sum).astype(np.float32)
     delta = scatter(np.zeros_like(state.params), places, moved)
     after = strategy.apply(state, delta)
     return replace(after, round=state.round + 1)

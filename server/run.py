@@ -10,12 +10,15 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -28,30 +31,34 @@ from ..core.wire import EVALUATE, FINISH, PARAMS, SUMMARY, TRAIN
 from . import checkpoint, nodes
 from .evaluate import of_clients
 from .events import EventLog
-from .exchange import exchange
-from .link import Link
+from .exchange import Outcome, exchange
+from .link import Link, Question
 from .report import write_report
 from .room import Room, open_room, stamp, task
 from .round import close, mean
+from .sums import quorum
 from .tensorboard import ScalarLog
 
 logger = logging.getLogger(__name__)
 
 
-def run(link: Link, text: str, folder: Path) -> None:
+def run(
+    link: Link, text: str, folder: Path, keyholder: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Run, or go on with, the whole sequence of domains of the config in `text`.
 
     Args:
         link: reaches the clients.
         text: the TOML text.
         folder: the run folder; made if missing. When it holds a checkpoint, the run goes on.
+        keyholder: replaces options of `[keyholder]`.
 
     Raises:
         PerennialError: config, data or model are at fault, or the run cannot go on.
     """
     config = check.read(text)
     # All that can be at fault is opened before anything is written.
-    room_with = open_room(config, folder, link)
+    room_with = open_room(config, folder, link, keyholder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.toml").exists():
         write_atomically(folder / "config.toml", text)
@@ -59,16 +66,22 @@ def run(link: Link, text: str, folder: Path) -> None:
         ScalarLog(folder / "tensorboard", config.round.rounds) as scalars,
         EventLog(folder / "events.jsonl", also=scalars.add) as log,
     ):
-        room = room_with(log=log)
+        room = room_with(log=log, token=_token(folder))
         found = checkpoint.newest(folder / "checkpoints")
         state = _first(room) if found is None else _again(room, *found)
         _domains(room, state)
     write_report(folder)
 
 
+def _token(folder: Path) -> str:
+    path = folder / "token"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(8))
+    return path.read_text(encoding="utf-8").strip()
+
+
 def _first(room: Room) -> ServerState:
-    table = room.config.round
-    there = nodes.wait(room.link.nodes, table.min_replies, table.deadline_s)
+    there = nodes.wait(room.link.nodes, quorum(room, 1), room.config.round.deadline_s)
     room.model.fit_labels(room.labels(0))
     room.log.emit(
         "run_started",
@@ -83,8 +96,24 @@ def _first(room: Room) -> ServerState:
         },
         domains=[{"name": d.name, "labels": list(d.labels)} for d in room.stream.domains],
         clients=len(there),
+        sealing=_sealing(room, len(there)),
     )
     return ServerState(round=0, domain=0, params=room.model.vector())
+
+
+def _sealing(room: Room, clients: int) -> dict[str, Any]:
+    """How updates are hidden, for the report and for people."""
+    sums = room.secure_sum
+    words = sums.describe(min(room.config.round.cohort or clients, clients))
+    logger.info("updates: %s", words)
+    return {
+        "words": words,
+        "hidden": not sums.single_updates,
+        "masks": sums.pairwise,
+        "scheme": sums.scheme.pack() if sums.scheme else None,
+        "key": room.holder.fingerprint() if room.holder else "",
+        "keyholder": room.config.keyholder.name if room.holder else "",
+    }
 
 
 def _again(room: Room, state: ServerState, stamped: str) -> ServerState:
@@ -96,8 +125,7 @@ def _again(room: Room, state: ServerState, stamped: str) -> ServerState:
             f"got {stamped}. Resume with the config, data and version that the run was started "
             "with."
         )
-    table = room.config.round
-    nodes.wait(room.link.nodes, table.min_replies, table.deadline_s)
+    nodes.wait(room.link.nodes, quorum(room, 1), room.config.round.deadline_s)
     room.log.emit("run_resumed", domain=state.domain, round=state.round)
     logger.info("resumed at domain %d, round %d", state.domain, state.round)
     return state
@@ -163,21 +191,42 @@ def _round(room: Room, state: ServerState) -> ServerState:
     manifest = room.model.manifest
     travels = room.strategy.trainable(manifest, state.round)
     up = manifest.only(travels)
-    tally, terms = exchange(room, state, TRAIN, up.hash, up.size)
-    after = close(state, tally, terms, manifest.slices(travels), room.strategy, room.secure_sum)
+    outcome = exchange(room, state, TRAIN, up.hash, up.size)
+    if outcome.lost:
+        return _lost(room, state, outcome)
+    if room.strategy.combine is not None:
+        ordered = [outcome.updates[node] for node in sorted(outcome.updates)]
+        moved: Vector = room.strategy.combine(ordered)
+    else:
+        moved = mean(outcome.opened).astype(np.float32)
+    after = close(state, moved, manifest.slices(travels), room.strategy)
     if not np.isfinite(after.params).all():
         raise RunError(
             f"the parameters must stay finite; after round {state.round} of domain "
             f"{state.domain} they are not. Lower [train] lr or [round] max_change."
         )
-    return after
+    peak = np.float32(outcome.opened.peak)
+    first = peak if not state.round else state.peaks[0]
+    return replace(after, peaks=np.array([first, peak], np.float32))
+
+
+def _lost(room: Room, state: ServerState, outcome: Outcome) -> ServerState:
+    """The state after a round that cannot be had: nothing moved."""
+    place = {"domain": state.domain, "round": state.round, "attempt": outcome.attempt}
+    room.log.emit("round_failed", **place, reason=f"given up: {outcome.lost}")
+    logger.error("domain %d round %d is given up: %s", state.domain, state.round, outcome.lost)
+    return replace(state, round=state.round + 1)
 
 
 def _finish(room: Room, state: ServerState) -> ServerState:
     size = room.continual.size(room.model.manifest)
-    tally, terms = exchange(room, state, FINISH, f"summary-{size}", size)
-    summary = mean(tally, terms.ticket, size, room.secure_sum).astype(np.float32)
-    return replace(state, summary=summary)
+    outcome = exchange(room, state, FINISH, f"summary-{size}", size)
+    if outcome.lost:
+        raise RunError(
+            f"what clients learnt in domain {state.domain} cannot be summed: {outcome.lost}. Find "
+            "that client, leave it out, and start the domain anew."
+        )
+    return replace(state, summary=mean(outcome.opened).astype(np.float32))
 
 
 def _evaluate(room: Room, state: ServerState) -> None:
@@ -202,7 +251,8 @@ def _by_clients(room: Room, state: ServerState, names: Sequence[str]) -> dict[st
     asking = task(room, state, 0, "scores")
     asked: Iterable[int] = sorted(room.link.nodes())
     vectors = {PARAMS: state.params, SUMMARY: state.summary}
-    replies = room.link.ask(EVALUATE, vectors, asking, list(asked), room.config.round.deadline_s)
+    question = Question(EVALUATE, asking, vectors)
+    replies = room.link.ask(question, list(asked), room.config.round.deadline_s)
     most = room.config.round.max_weight
     scores, bad = of_clients(replies, asking.ticket, names, most)
     if bad:

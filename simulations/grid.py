@@ -32,6 +32,7 @@ class Nodes:
         seed: of node ids and faults.
         run_config: what every client finds in its context.
         folder: below it each client has a folder of its own; None for apps without a disk.
+        key_file: the clients' half of the key for encrypted sums; None without.
     """
 
     app: str
@@ -39,6 +40,7 @@ class Nodes:
     seed: int
     run_config: Mapping[str, Any]
     folder: Path | None = None
+    key_file: Path | None = None
 
     def contexts(self, run_id: int) -> dict[int, Context]:
         """A context per node id; ids depend on the seed and the client's index alone."""
@@ -57,6 +59,8 @@ class Nodes:
         config: dict[str, Any] = {"partition-id": index, "num-partitions": self.count}
         if self.folder is not None:
             config["state-folder"] = str(self.folder / f"{index:05d}")
+        if self.key_file is not None:
+            config["key-file"] = str(self.key_file)
         return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..server.app import app
 from ..server.bundle import write_bundle
 from . import compat
 from .grid import Nodes, SimulatedGrid
+from .keyholder import KeyParty, key_party
 
 CLIENT_APP = "perennial.client.app:app"
 
@@ -29,20 +31,23 @@ def simulate(text: str, folder: Path) -> None:
         PerennialError: config, data or model are at fault, or the run cannot go on.
     """
     config = check.read(text)
-    if config.simulation.backend == "ray":
-        _on_ray(config, text, folder)
-    else:
-        _on_our_grid(config, text, folder)
+    with key_party(config, folder) as party:
+        if config.simulation.backend == "ray":
+            _on_ray(config, text, folder, party)
+        else:
+            _on_our_grid(config, text, folder, party)
 
 
-def _on_our_grid(config: Config, text: str, folder: Path) -> None:
+def _on_our_grid(config: Config, text: str, folder: Path, party: KeyParty) -> None:
     run_config: dict[str, Any] = {wire.CONFIG_KEY: text}
+    for_server = {wire.FOLDER_KEY: str(folder), wire.KEYHOLDER_KEY: _options(party)}
     nodes = Nodes(
         app=CLIENT_APP,
         count=config.shards.num_clients,
         seed=config.run.seed,
         run_config=run_config,
         folder=folder / "clients",
+        key_file=party.key_file,
     )
     table = config.simulation
     workers = (table.workers or os.cpu_count() or 1) if table.backend == "processes" else 0
@@ -60,15 +65,25 @@ def _on_our_grid(config: Config, text: str, folder: Path) -> None:
                 node_id=compat.SERVER_NODE,
                 node_config={},
                 state=RecordDict(),
-                run_config={**run_config, wire.FOLDER_KEY: str(folder)},
+                run_config={**run_config, **for_server},
             ),
         )
 
 
-def _on_ray(config: Config, text: str, folder: Path) -> None:
+def _options(party: KeyParty) -> str:
+    return json.dumps(dict(party.options))
+
+
+def _on_ray(config: Config, text: str, folder: Path, party: KeyParty) -> None:
     bundle = write_bundle(folder / "bundle", text, str(folder))
     # Ray's workers inherit this: clients keep their disk below the run, as on our own grid.
     os.environ["PERENNIAL_STATE"] = str(folder / "clients")
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    run_config: dict[str, Any] = {wire.CONFIG_KEY: text, wire.FOLDER_KEY: str(folder)}
+    if party.key_file is not None:
+        os.environ["PERENNIAL_KEY_FILE"] = str(party.key_file.resolve())
+    run_config: dict[str, Any] = {
+        wire.CONFIG_KEY: text,
+        wire.FOLDER_KEY: str(folder),
+        wire.KEYHOLDER_KEY: _options(party),
+    }
     compat.run_on_ray(bundle, run_config, config.shards.num_clients, num_cpus=1)

@@ -57,3 +57,26 @@ def llama_folder(tmp_path_factory):
         torch.manual_seed(1)
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def key_files(tmp_path_factory):
+    """(scheme) -> fingerprint, the clients' key file and a key holder; made once per scheme."""
+    from perennial.core import plugins
+    from perennial.core.parts import KeyHolder
+    from perennial.privacy import keys
+
+    made = {}
+
+    def files(scheme):
+        if scheme not in made:
+            folder = tmp_path_factory.mktemp("keyholder")
+            words = "a passphrase for tests"
+            card = keys.create(folder / "keys", scheme, words)
+            made[scheme] = (card.fingerprint, keys.client_path(folder / "keys"), folder, words)
+        fingerprint, client, folder, words = made[scheme]
+        audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+        options = {"keys": str(folder / "keys"), "audit": str(audit), "passphrase": words}
+        return fingerprint, client, plugins.load("privacy", "in_process", options, KeyHolder)
+
+    return files

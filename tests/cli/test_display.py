@@ -37,6 +37,23 @@ def make_log(names=("banking", "[bold]travel"), rounds=2):
     return [{**event, "time": 100.0 + i} for i, event in enumerate(log)]
 
 
+def hidden(log, values=100, cut=0, key="0123456789abcdef" * 2):
+    """`log` as that of a run whose updates are hidden."""
+    words = "BFV 8 bit [bold]; masks with all 3 others; sums of 3 to 64 clients, and more"
+    log[0]["sealing"] = {"words": words, "hidden": True, "masks": True, "key": key,
+                         "scheme": {"name": "bfv", "model": "symmetric"}}  # fmt: skip
+    log[0]["config"]["secure_sum"] = {"name": "bfv", "clip": 0.25}
+    out = []
+    for event in log:
+        if event["event"] == "round_finished":
+            place = {name: event[name] for name in ("domain", "round", "attempt", "time")}
+            out.append({"event": "sum_opened", **place, "counted": 1, "values": values,
+                        "saturated": cut, "bytes_per_value": 2.213, "scale": 1.0, "peak": 0.5,
+                        "key": key})  # fmt: skip
+        out.append(event)
+    return out
+
+
 def write(path, log, mode="w"):
     with path.open(mode, encoding="utf-8") as file:
         file.writelines(json.dumps(event) + "\n" for event in log)
@@ -204,3 +221,61 @@ def test_fifty_domains_and_none():
         for event in make_log(names, rounds=1):
             progress.see(event)
         shown(progress)
+
+
+def test_a_hidden_round_says_what_it_cost(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    with Display(path, mode="plain"):
+        write(path, hidden(make_log(), cut=3))
+    out = capsys.readouterr().out
+    assert "round 1/2: loss 0.2500, up 7 B, down 20 B, 1.5 s, rejected 1, 2.21 B/value, " in out
+    assert out.count("2.21 B/value, saturated 3 %") == 4
+    assert "\nupdates: BFV 8 bit [bold]; masks with all 3 others; sums of 3 to " in out
+    assert "64 clients, and more; key 0123456789abcdef\n" in out
+    assert "hint: 3 % of all values were cut; raise [secure_sum] clip (now 0.25)" in out
+
+
+def test_one_cut_value_in_a_hundred_needs_no_hint(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    write(path, hidden(make_log(), cut=1))
+    with Display(path, mode="plain", skip_old=True):
+        pass
+    out = capsys.readouterr().out
+    assert "updates: BFV" in out
+    assert "hint:" not in out
+    assert "B/value" not in out
+
+
+def test_a_plain_run_says_so_and_an_old_log_says_nothing(tmp_path, capsys):
+    log = make_log()
+    write(tmp_path / "old", log)
+    with Display(tmp_path / "old", mode="plain"):
+        pass
+    assert "updates:" not in capsys.readouterr().out
+    log[0]["sealing"] = {"words": "in the clear", "hidden": False, "scheme": None, "key": ""}
+    write(tmp_path / "new", log)
+    with Display(tmp_path / "new", mode="plain"):
+        pass
+    out = capsys.readouterr().out
+    assert "\nupdates: in the clear\n" in out
+    assert "B/value" not in out
+
+
+def test_a_sum_of_another_round_is_not_this_one(tmp_path, capsys):
+    path, log = tmp_path / "events.jsonl", hidden(make_log())
+    later = [e for e in log if e["event"] != "sum_opened" or (e["domain"], e["round"]) == (0, 0)]
+    write(path, later)
+    with Display(path, mode="plain"):
+        pass
+    lines = capsys.readouterr().out.splitlines()
+    assert [("B/value" in line) for line in lines if "loss" in line] == [True, False, False, False]
+
+
+def test_the_live_page_shows_the_last_sum():
+    progress, log = Progress(), hidden(make_log())
+    for event in log:
+        progress.see(event)
+    (*_, last) = (event for event in log if event["event"] == "sum_opened")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(_page(progress, last))
+    assert "last sum: 2.21 B/value, saturated 0 %" in console.file.getvalue()

@@ -5,8 +5,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from perennial.client import app
-from perennial.client.site import open_client, open_site
+from perennial.client.site import Sealing, open_client, open_site
 from perennial.core import wire
+from perennial.core.sums import Pact, Party
 from perennial.core.values import Domain, Ticket
 from perennial.simulations.compat import instruction
 
@@ -53,10 +54,16 @@ def task():
     )
 
 
+def pact_of(task):
+    t, size = task.ticket, open_site(TEXT, ()).model.manifest.size
+    return Pact(t.run, t.domain, t.round, t.attempt, t.manifest, "0" * 32, size, 0.0, "")
+
+
 def message(task, stype=wire.FLOAT32, kind="train"):
     params = np.full(open_site(TEXT, ()).model.manifest.size, 0.01, np.float32)
     arrays = ArrayRecord({wire.PARAMS: array(params, stype), wire.SUMMARY: array([])})
     content = RecordDict({wire.ARRAYS: arrays, wire.TASK: ConfigRecord(task.pack())})
+    content[wire.PACT] = ConfigRecord(pact_of(task).pack())
     return instruction(1, content, kind, node=11, group="", ttl=60.0)
 
 
@@ -78,7 +85,8 @@ def test_training_answers_with_a_sealed_body_the_ticket_and_numbers(task, tmp_pa
     site = open_site(TEXT, ())
     params = np.full(site.model.manifest.size, 0.01, np.float32)
     fresh = open_client(site, 1, tmp_path / "fresh")
-    body, _ = site.train(fresh, task, params, np.zeros(0, np.float32))
+    sealing = Sealing(pact_of(task), b"", Party(1, tmp_path))
+    body, _ = site.train(fresh, task, params, np.zeros(0, np.float32), sealing)
     assert sealed.data == body
 
 

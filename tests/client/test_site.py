@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from perennial.client.site import Site, open_client
+from perennial.client.site import Sealing, Site, open_client
 from perennial.core.errors import PerennialError, RunError
+from perennial.core.sums import Pact, Party
 from perennial.core.values import Ticket
 from perennial.core.wire import Task
 
@@ -57,15 +58,26 @@ def client(site, tmp_path, index=0):
     return open_client(site, index, tmp_path / f"{index}")
 
 
-def delta(site, body, task):
+def pact_of(site, task, kind="train"):
     names = site.strategy.trainable(site.model.manifest, task.ticket.round)
-    return site.secure_sum.read(body, site.model.manifest.only(names).size)
+    size = site.model.manifest.only(names).size if kind == "train" else 0
+    t = task.ticket
+    return Pact(t.run, t.domain, t.round, t.attempt, t.manifest, "0" * 32, size, 0.0, "")
+
+
+def answered(site, client, task, params, summary, kind="train"):
+    sealing = Sealing(pact_of(site, task, kind), b"", Party(client.index, client.store.folder))
+    return getattr(site, kind)(client, task, params, summary, sealing)
+
+
+def delta(site, body, task):
+    return site.secure_sum.single(body, pact_of(site, task))
 
 
 def test_a_round_gives_local_minus_global(site, tmp_path):
     task = task_of(site)
     params = start(site, task)
-    body, metrics = site.train(client(site, tmp_path), task, params, NOTHING)
+    body, metrics = answered(site, client(site, tmp_path), task, params, NOTHING)
     found = delta(site, body, task)
     assert np.array_equal(found, site.model.vector() - params)
     assert found.any()
@@ -77,9 +89,9 @@ def test_a_round_gives_local_minus_global(site, tmp_path):
 def test_the_same_round_gives_the_same_bits_in_another_process(site, tmp_path):
     task = task_of(site)
     params = start(site, task)
-    first, _ = site.train(client(site, tmp_path / "a"), task, params, NOTHING)
+    first, _ = answered(site, client(site, tmp_path / "a"), task, params, NOTHING)
     other = made()
-    second, _ = other.train(client(other, tmp_path / "b"), task, params, NOTHING)
+    second, _ = answered(other, client(other, tmp_path / "b"), task, params, NOTHING)
     assert first == second
 
 
@@ -87,19 +99,19 @@ def test_a_resend_is_the_same_bytes_and_trains_nothing(site, tmp_path):
     task = task_of(site)
     params = start(site, task)
     mine = client(site, tmp_path)
-    body, metrics = site.train(mine, task, params, NOTHING)
+    body, metrics = answered(site, mine, task, params, NOTHING)
     site.model.load(np.zeros_like(params))
     again = replace(task, ticket=replace(task.ticket, attempt=1))
-    assert site.train(mine, again, params, NOTHING) == (body, metrics)
+    assert answered(site, mine, again, params, NOTHING) == (body, metrics)
     assert not site.model.vector().any()
 
 
 def test_other_parameters_are_another_question(site, tmp_path):
     task = task_of(site)
     mine = client(site, tmp_path)
-    first, _ = site.train(mine, task, start(site, task), NOTHING)
-    second, _ = site.train(mine, task, start(site, task, 1), NOTHING)
-    third, _ = site.train(mine, task, start(site, task), np.ones(2, np.float32))
+    first, _ = answered(site, mine, task, start(site, task), NOTHING)
+    second, _ = answered(site, mine, task, start(site, task, 1), NOTHING)
+    third, _ = answered(site, mine, task, start(site, task), np.ones(2, np.float32))
     assert first != second
     assert first == third  # asked anew, since the summary differs, and nothing uses it here
 
@@ -107,9 +119,9 @@ def test_other_parameters_are_another_question(site, tmp_path):
 def test_a_run_begun_anew_with_another_config_is_another_question(site, tmp_path):
     task = task_of(site)
     params = start(site, task)
-    first, _ = site.train(client(site, tmp_path), task, params, NOTHING)
+    first, _ = answered(site, client(site, tmp_path), task, params, NOTHING)
     other = made(TEXT + "lr = 0.05\n")
-    second, _ = other.train(client(other, tmp_path), task, params, NOTHING)
+    second, _ = answered(other, client(other, tmp_path), task, params, NOTHING)
     assert first != second
 
 
@@ -117,10 +129,10 @@ def test_a_torn_answer_is_computed_again(site, tmp_path):
     task = task_of(site)
     params = start(site, task)
     mine = client(site, tmp_path)
-    body, _ = site.train(mine, task, params, NOTHING)
+    body, _ = answered(site, mine, task, params, NOTHING)
     path = mine.store.folder / "answer.bin"
     path.write_bytes(path.read_bytes()[:-7])
-    assert site.train(mine, task, params, NOTHING)[0] == body
+    assert answered(site, mine, task, params, NOTHING)[0] == body
 
 
 def test_rounds_domains_and_clients_draw_different_batches(site, tmp_path, monkeypatch):
@@ -134,7 +146,7 @@ def test_rounds_domains_and_clients_draw_different_batches(site, tmp_path, monke
     asked = ((0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0))
     for index, domain, round_ in asked:
         task = task_of(site, domain, round_)
-        site.train(client(site, tmp_path, index), task, start(site, task), NOTHING)
+        answered(site, client(site, tmp_path, index), task, start(site, task), NOTHING)
     assert len(set(drawn)) == len(asked)
 
 
@@ -142,7 +154,7 @@ def test_only_what_trains_travels(tmp_path):
     site = made(TEXT + '[strategy]\nname = "ffa"\n')
     task = task_of(site)
     params = start(site, task)
-    body, _ = site.train(client(site, tmp_path), task, params, NOTHING)
+    body, _ = answered(site, client(site, tmp_path), task, params, NOTHING)
     before = site.model.manifest.unpack(params)
     after = site.model.manifest.unpack(site.model.vector())
     names = [name for name in before if not name.endswith("lora_A")]
@@ -159,7 +171,7 @@ def test_a_strong_proximal_pull_holds_the_client_near(tmp_path):
     for mu in (0.0, 20.0):
         site = made(text + f'[strategy]\nname = "fedprox"\nmu = {mu}\n')
         task = task_of(site)
-        body, _ = site.train(client(site, tmp_path / str(mu)), task, start(site, task), NOTHING)
+        body, _ = answered(site, client(site, tmp_path / str(mu)), task, start(site, task), NOTHING)
         moved.append(np.linalg.norm(delta(site, body, task)))
     assert moved[1] < 0.7 * moved[0]
 
@@ -173,7 +185,7 @@ def test_an_empty_shard_trains_nothing_and_weighs_nothing(tmp_path, weight):
     for index in range(900):
         if not len(site._shard(client(site, tmp_path, index), task.domain.name, "train")):
             break
-    body, metrics = site.train(client(site, tmp_path, index), task, params, NOTHING)
+    body, metrics = answered(site, client(site, tmp_path, index), task, params, NOTHING)
     assert metrics["weight"] == 0.0
     assert metrics["loss"] == 0.0
     assert not delta(site, body, task).any()
@@ -182,7 +194,7 @@ def test_an_empty_shard_trains_nothing_and_weighs_nothing(tmp_path, weight):
 def test_uniform_weights(tmp_path):
     site = made(TEXT + '[round]\nweight = "uniform"\n')
     task = task_of(site)
-    _, metrics = site.train(client(site, tmp_path), task, start(site, task), NOTHING)
+    _, metrics = answered(site, client(site, tmp_path), task, start(site, task), NOTHING)
     assert metrics["weight"] == 1.0
 
 
@@ -191,7 +203,7 @@ def test_which_rows_of_the_head_learn(tmp_path, over, other_rows_move):
     site = made(TEXT + f'loss_over = "{over}"\n')
     task = task_of(site, domain=1)
     params = start(site, task)
-    body, _ = site.train(client(site, tmp_path), task, params, NOTHING)
+    body, _ = answered(site, client(site, tmp_path), task, params, NOTHING)
     change = site.model.manifest.unpack(delta(site, body, task))["head.bias"]
     old = len(task.labels) - len(task.domain.labels)
     assert change[old:].any()
@@ -234,21 +246,23 @@ def test_labels_that_come_in_another_order_are_not_confused(site, tmp_path):
 
 def test_the_end_of_a_domain_is_sealed_and_weighs_one(site, tmp_path):
     task = task_of(site)
-    body, metrics = site.finish(client(site, tmp_path), task, start(site, task), NOTHING)
+    mine, params = client(site, tmp_path), start(site, task)
+    body, metrics = answered(site, mine, task, params, NOTHING, kind="finish")
     assert body == b""
-    assert metrics == {"weight": 1.0}
+    assert set(metrics) == {"weight", "seconds"}
+    assert metrics["weight"] == 1.0
 
 
 def test_another_manifest_is_refused(site, tmp_path):
     task = replace(task_of(site), manifest="0" * 16)
     with pytest.raises(RunError, match=f"manifest must be {site.model.manifest.hash}; got 0000"):
-        site.train(client(site, tmp_path), task, start(site, task), NOTHING)
+        answered(site, client(site, tmp_path), task, start(site, task), NOTHING)
 
 
 def test_parameters_of_another_length_are_refused(site, tmp_path):
     task = task_of(site)
     with pytest.raises(ValueError, match="length"):
-        site.train(client(site, tmp_path), task, start(site, task)[1:], NOTHING)
+        answered(site, client(site, tmp_path), task, start(site, task)[1:], NOTHING)
 
 
 def test_a_folder_serves_one_base_only(site, tmp_path):
@@ -266,7 +280,7 @@ def test_a_config_with_faults_opens_no_site():
 def test_another_base_is_refused_though_the_shapes_agree(site, tmp_path):
     task = replace(task_of(site), base="0123456789abcdef")
     with pytest.raises(RunError, match=r"base must be the server's, 0123456789abcdef; this client"):
-        site.train(client(site, tmp_path), task, start(site, task), NOTHING)
+        answered(site, client(site, tmp_path), task, start(site, task), NOTHING)
 
 
 def test_a_domain_of_one_label_is_told_apart_from_the_labels_before(site):

@@ -11,6 +11,8 @@ from perennial.core.parts import SecureSum
 
 class Hiding:
     single_updates = False
+    capacity = 0
+    min_clients = 3
 
 def build() -> SecureSum:
     return Hiding()
@@ -128,10 +130,73 @@ def test_a_rule_that_needs_single_updates_and_a_sum_that_hides_them(tmp_path, mo
     (tmp_path / "hiding_outside").mkdir()
     (tmp_path / "hiding_outside" / "sum.py").write_text(HIDING)
     monkeypatch.syspath_prepend(tmp_path)
-    hidden = '[secure_sum]\nname = "hiding_outside.sum"\n'
+    uniform = '[round]\nweight = "uniform"\n'
+    hidden = uniform + '[secure_sum]\nname = "hiding_outside.sum"\n'
     found = faults(hidden + '[strategy]\nname = "median"')
     assert list(found) == ["strategy.name"]
     assert "'median' needs each client's own update" in found["strategy.name"]
     assert "'hiding_outside.sum' hides" in found["strategy.name"]
     check.read(DATA + hidden)
     check.read(DATA + '[strategy]\nname = "median"')
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ('[secure_sum]\nname = "bfv"', "secure_sum.clip", "must be given"),
+        ('[secure_sum]\nname = "masks"', "secure_sum.clip", "must be given"),
+        ('[secure_sum]\nname = "ckks"', "secure_sum.clip", "must be given"),
+        (
+            '[secure_sum]\nname = "bfv"\nclip = 1.0\nmin_clients = 2',
+            "secure_sum.min_clients",
+            "greater than or equal to 3",
+        ),
+        (
+            '[secure_sum]\nname = "bfv"\nclip = 1.0\nbits = 10',
+            "secure_sum.bits",
+            "8, 12 or 16",
+        ),
+        (
+            '[secure_sum]\nname = "bfv"\nclip = 1.0\ncapacity = 16\n[shards]\nnum_clients = 17',
+            "secure_sum.capacity",
+            "room for shards.num_clients = 17",
+        ),
+        (
+            '[secure_sum]\nname = "bfv"\nclip = 1.0\n[shards]\nnum_clients = 2',
+            "secure_sum.min_clients",
+            "at most the 2 clients asked",
+        ),
+        (
+            '[secure_sum]\nname = "bfv"\nclip = 1.0\n[round]\ncohort = 2',
+            "secure_sum.min_clients",
+            "at most the 2 clients asked",
+        ),
+        ('[secure_sum]\nname = "bfv"\nclip = 1.0', "round.max_weight", "must be given"),
+        (
+            '[secure_sum]\nname = "bfv"\nclip = 1.0\n[strategy]\nname = "median"',
+            "strategy.name",
+            "needs each client's own update",
+        ),
+        (
+            '[secure_sum]\nname = "bfv"\nclip = 1.0\nidentities = "no/such/file"',
+            "secure_sum.identities",
+            "readable",
+        ),
+    ],
+)
+def test_what_an_encrypted_sum_cannot_do_is_refused(text, place, words):
+    found = faults(text)
+    assert place in found
+    assert words in found[place]
+
+
+def test_an_encrypted_sum_that_can_work_passes():
+    sealed = '[secure_sum]\nname = "bfv"\nclip = 1.0\ncapacity = 16\n[shards]\nnum_clients = 16\n'
+    check.read(DATA + sealed + "[round]\nmax_weight = 50.0")
+    check.read(DATA + sealed + '[round]\nweight = "uniform"')
+
+
+@pytest.mark.parametrize(("bits", "capacity"), [(16, 2**20), (12, 2**20), (8, 2**20)])
+def test_any_capacity_up_to_a_million_leaves_room_for_one_digit(bits, capacity):
+    table = f'[secure_sum]\nname = "bfv"\nclip = 1.0\nbits = {bits}\ncapacity = {capacity}\n'
+    check.read(DATA + table + '[round]\nweight = "uniform"')

@@ -26,7 +26,10 @@ MAY_IMPORT = LEAVES | {
 DOORS = {
     "opacus": ("privacy/dp_sgd.py",),
     "dp_accounting": ("privacy/accounting.py",),
-    "tenseal": ("privacy/bfv.py", "privacy/ckks.py"),
+    "tenseal": ("privacy/lattice.py",),
+    "cryptography": ("privacy/",),
+    "zstandard": ("privacy/lattice.py",),
+    "grpc_health": ("privacy/",),
     "grpc": ("privacy/",),
     "faiss": ("continual/replay.py",),
     "peft": ("models/",),

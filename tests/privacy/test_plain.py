@@ -1,19 +1,29 @@
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.core.values import Ticket
+from perennial.core.sums import Figures, Pact, Party
 from perennial.privacy import plain
 
-TICKET = Ticket("run", 0, 0, 0, "")
 sums = plain.build()
 
 
+def pact(size):
+    return Pact("run", 0, 0, 0, "", "0" * 32, size, 0.0, "")
+
+
+def seal(row):
+    rng = np.random.default_rng(0)
+    return sums.seal(row, Figures(9.0), pact(len(row)), b"", Party(1, Path()), rng)
+
+
 def total_of(rows, weights):
-    total = None
+    total, here = None, pact(rows.shape[1])
     for row, weight in zip(rows, weights, strict=True):
-        total = sums.add(total, sums.seal(row, weight, TICKET), weight, len(row))
-    return sums.open(total, TICKET)
+        total = sums.add(total, seal(row), weight, here)
+    return sums.result(sums.close(total, here), here, range(len(rows)), {}, {}).total
 
 
 def test_two_clients_by_hand():
@@ -22,13 +32,11 @@ def test_two_clients_by_hand():
 
 
 def test_the_body_is_little_endian_float32():
-    assert sums.seal(np.array([1.0, -2.0], np.float32), 9.0, TICKET) == bytes.fromhex(
-        "0000803f000000c0"
-    )
+    assert seal(np.array([1.0, -2.0], np.float32)) == bytes.fromhex("0000803f000000c0")
     big = np.array([1.0, -2.0], ">f4")
-    assert sums.seal(big, 9.0, TICKET) == bytes.fromhex("0000803f000000c0")
+    assert seal(big) == bytes.fromhex("0000803f000000c0")
     strided = np.array([1.0, 7.0, -2.0], np.float32)[::2]
-    assert sums.seal(strided, 9.0, TICKET) == bytes.fromhex("0000803f000000c0")
+    assert seal(strided) == bytes.fromhex("0000803f000000c0")
 
 
 clients = st.lists(
@@ -66,7 +74,7 @@ def test_why_the_grid_floats_alone_depend_on_the_order():
 
 
 def test_the_running_total_is_its_own_copy():
-    body = sums.seal(np.ones(2, np.float32), 1.0, TICKET)
-    first = sums.add(None, body, 1.0, 2)
-    sums.add(first, body, 1.0, 2)
-    assert sums.read(body, 2).tolist() == [1.0, 1.0]
+    body = seal(np.ones(2, np.float32))
+    first = sums.add(None, body, 1.0, pact(2))
+    sums.add(first, body, 1.0, pact(2))
+    assert sums.single(body, pact(2)).tolist() == [1.0, 1.0]

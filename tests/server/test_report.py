@@ -11,11 +11,12 @@ import pytest
 
 from perennial.core.errors import RunError
 from perennial.server.bar_charts import MOST_BARS
+from perennial.server.chart_frame import MOST_POINTS, gather
 from perennial.server.charts import heat_colours, luminance
 from perennial.server.events import EventLog
 from perennial.server.report import summarise, write_report
 from perennial.server.report_page import render, verdict
-from perennial.server.round_charts import MOST_POINTS, gather
+from perennial.server.round_charts import KEYS
 from perennial.server.svg import ticks
 
 BANKS = ("banking", "credit cards", "travel", "kitchen and dining", "utility", "small talk")
@@ -366,7 +367,7 @@ def test_few_and_many_domains_with_evil_names(domains, rounds):
 
 def test_two_thousand_rounds_are_thinned_domain_by_domain():
     rounds = summarise(make_log(BANKS[:5], rounds=400, clients=1))["rounds"]
-    points = gather(rounds)
+    points = gather(rounds, KEYS)
     assert len(points) <= MOST_POINTS + 5
     assert [point.domain for point in points] == sorted(point.domain for point in points)
     assert points[0].values["loss"] == pytest.approx(np.mean([r["loss"] for r in rounds[:9]]))
@@ -404,3 +405,34 @@ def test_ticks_are_round_and_cover():
     assert ticks(-0.1, 0.9) == pytest.approx([-0.2, 0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(5, 5)[-1] > 5
     assert ticks(0, 0) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+
+
+def test_every_attempt_of_a_round_that_was_given_up_counts_for_no_client():
+    place = {"domain": 0, "round": 0}
+    reply = {"event": "reply", **place, "node": 1, "ok": True, "bytes_up": 5, "records": 3.0}
+    log = [
+        {"event": "round_started", "time": 1.0, **place, "attempt": 0, "bytes_down": 8},
+        {**reply, "time": 2.0, "attempt": 0},
+        {"event": "round_failed", "time": 3.0, **place, "attempt": 0, "reason": "too few"},
+        {"event": "round_started", "time": 4.0, **place, "attempt": 1, "bytes_down": 8},
+        {**reply, "time": 6.0, "attempt": 1},
+        {"event": "round_failed", "time": 9.0, **place, "attempt": 0, "reason": "given up: no"},
+    ]
+    report = summarise(log)
+    assert report["clients"][0]["rounds"] == 0
+    totals = report["totals"]
+    assert (totals["bytes_up"], totals["bytes_down"], totals["seconds"]) == (10, 16, 8.0)
+
+
+def test_old_logs_and_plain_runs():
+    assert summarise(make_log())["sums"] is None
+    assert "Who could see what" not in render(summarise(make_log()))
+    plain = {"words": "in the clear: the server sees every update", "hidden": False,
+             "masks": False, "scheme": None, "key": "", "keyholder": ""}  # fmt: skip
+    log = make_log(BANKS[:1], rounds=1)
+    log[0]["sealing"] = plain
+    report = summarise(log)
+    assert (report["sums"]["hidden"], report["sums"]["rounds"]) == (False, [])
+    parsed, _ = check_page(render(report))
+    assert "In the clear: the server sees every update." in " ".join(parsed.text)
+    assert "every update" in parsed.text

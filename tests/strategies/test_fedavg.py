@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from perennial.core.values import ServerState, Ticket
+from perennial.core.sums import Figures, Pact, Party
+from perennial.core.values import ServerState
 from perennial.privacy import plain
 from perennial.strategies import fedavg
 
@@ -14,11 +17,13 @@ def state(rule, values):
 def test_two_clients_by_hand():
     # (1*[3, 0, 3] + 3*[-1, 4, 1]) / 4
     deltas, weights = np.array([[3.0, 0, 3], [-1, 4, 1]], np.float32), [1.0, 3.0]
-    total, ticket = None, Ticket("r", 0, 0, 0, "")
-    sums = plain.build()
+    total, pact = None, Pact("r", 0, 0, 0, "", "0" * 32, 3, 0.0, "")
+    sums, rng, party = plain.build(), np.random.default_rng(0), Party(1, Path())
     for delta, weight in zip(deltas, weights, strict=True):
-        total = sums.add(total, sums.seal(delta, weight, ticket), weight, 3)
-    mean = (sums.open(total, ticket) / sum(weights)).astype(np.float32)
+        body = sums.seal(delta, Figures(weight), pact, b"", party, rng)
+        total = sums.add(total, body, weight, pact)
+    opened = sums.result(sums.close(total, pact), pact, [1, 2], {}, {})
+    mean = (opened.total / sum(weights)).astype(np.float32)
     rule = fedavg.build()
     after = rule.apply(state(rule, [1, 1, 1]), mean)
     assert after.params.tolist() == [1.0, 4.0, 2.5]

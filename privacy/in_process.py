@@ -1,0 +1,81 @@
+"""A key holder inside the server's own process: for simulations, where nobody is apart anyway.
+
+Server and key holder in one process can together read every sum, and without masks every update;
+a deployment runs `perennial keyholder` elsewhere and names it as `service`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ..core.errors import ConfigError, Fault
+from ..core.parts import KeyHolder
+from ..core.sums import Pact
+
+if TYPE_CHECKING:
+    from .holder import Holder
+
+
+def build(
+    *,
+    keys: str = "",
+    audit: str = "",
+    min_clients: Annotated[int, Field(ge=3)] = 3,
+    passphrase: str = "",
+) -> KeyHolder:
+    """The key holder of a key folder, opened when it is first asked.
+
+    Args:
+        keys: folder from `perennial keys init`.
+        audit: its log; `audit.jsonl` in that folder when empty.
+        min_clients: fewest clients of a sum.
+        passphrase: of the key; what the environment names when empty.
+    """
+    return _InProcess(keys, audit, min_clients, passphrase)
+
+
+class _InProcess:
+    def __init__(self, keys: str, audit: str, min_clients: int, passphrase: str) -> None:
+        self._keys, self._audit = keys, audit
+        self._min_clients, self._passphrase = min_clients, passphrase
+        self._holder: Holder | None = None
+        self._lock = Lock()
+
+    def fingerprint(self) -> str:
+        """Of the key in the folder.
+
+        Raises:
+            ConfigError: no folder is named.
+            DataError: the key cannot be opened.
+        """
+        return self._opened().fingerprint()
+
+    def open(self, pact: Pact, nodes: Collection[int], body: bytes) -> bytes:
+        """As `Holder.open`."""
+        return self._opened().open(pact, nodes, body)
+
+    def _opened(self) -> Holder:
+        with self._lock:
+            if self._holder is None:
+                self._holder = self._load()
+            return self._holder
+
+    def _load(self) -> Holder:
+        # SEAL is loaded where the key is, not where a config is checked.
+        from .audit_log import AuditLog
+        from .holder import Holder
+        from .keys import open_holder_key, passphrase_from
+
+        if not self._keys:
+            remedy = "make one with: perennial keys init CONFIG DIR"
+            raise ConfigError([Fault("keyholder.keys", "must name a key folder", remedy)])
+        folder = Path(self._keys)
+        card, secret = open_holder_key(folder, self._passphrase or passphrase_from(os.environ))
+        log = AuditLog(Path(self._audit) if self._audit else folder / "audit.jsonl")
+        return Holder(card, secret, self._min_clients, log)
