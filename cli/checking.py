@@ -37,8 +37,8 @@ def describe(text: str) -> str:
             f"  records   {held}",
             f"  rounds    {rounds.rounds} per domain, {rounds.rounds * len(names)} in all",
             f"  model     {config.model.name}; strategy {config.strategy.name}; "
-            f"sum {config.secure_sum.name}; privacy {config.privacy.name}; "
-            f"continual {config.continual.name}",
+            f"privacy {config.privacy.name}; continual {config.continual.name}",
+            f"  updates   {check.build(config, 'secure_sum').describe(cohort)}",
         ]
     )
 

@@ -169,7 +169,7 @@ class Site:
 
     def _largest_weight(self) -> float:
         table = self.config.round
-        return 1.0 if table.weight == "uniform" else table.max_weight
+        return 1.0 if table.weight == "uniform" else float(int(table.max_weight))
 
     def _update(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
         ticket, table = task.ticket, self.config.train

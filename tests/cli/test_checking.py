@@ -18,7 +18,8 @@ def test_the_sample_in_words():
     assert found["labels"] == "36"
     assert found["clients"] == "4, dealt dirichlet; 2 asked in a round"
     assert found["rounds"] == "5 per domain, 30 in all"
-    assert found["model"].startswith("encoder_classifier; strategy fedavg; sum plain")
+    assert found["model"].startswith("encoder_classifier; strategy fedavg; privacy none")
+    assert found["updates"] == "in the clear: the server sees every update"
     assert found["data"].startswith("sample: ")
 
 

@@ -99,11 +99,59 @@ def logs(folder):
     )
 
 
-def test_flwr_run_ends_with_the_bits_of_a_simulation(fleet, tmp_path):
+SEALED = """
+[secure_sum]
+name = "bfv"
+clip = 0.5
+[keyholder]
+name = "service"
+address = "{address}"
+ca = "{tls}/ca.pem"
+certificate = "{tls}/server.pem"
+key = "{tls}/server.key"
+"""
+HOLDER = """
+keys = "keys"
+ready = "ready"
+[tls]
+ca = "tls/ca.pem"
+certificate = "tls/keyholder.pem"
+key = "tls/keyholder.key"
+allow = ["server"]
+"""
+
+
+def with_key_holder(text, start, environment, folder):
+    """`text` with encrypted sums, and the clients' key file; the key holder runs."""
+    from perennial.privacy.tls import make_certificates
+
+    text = text.replace("num_clients = 2", "num_clients = 3").replace("min_replies = 2", "")
+    text = text.replace("rounds = 1", "rounds = 1\nmax_weight = 200.0")
+    environment["PERENNIAL_KEY_PASSPHRASE"] = "a passphrase for tests"
+    home = folder / "holder"
+    home.mkdir()
+    make_certificates(home / "tls", ["server", "keyholder"])
+    (home / "holder.toml").write_text(HOLDER)
+    (home / "run.toml").write_text(text + '[secure_sum]\nname = "bfv"\nclip = 0.5\n')
+    made = [BIN / "perennial", "keys", "init", home / "run.toml", home / "keys"]
+    subprocess.run(made, env=environment, check=True, capture_output=True)
+    start("holder", "perennial", "keyholder", str(home / "holder.toml"))
+    wait_for((home / "ready").exists, 60, "the key holder")
+    address = (home / "ready").read_text().strip()
+    sealed = text + SEALED.format(address=address, tls=home / "tls")
+    return sealed, home / "keys" / "0001" / "client.key"
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+def test_flwr_run_ends_with_the_bits_of_a_simulation(sealed, fleet, tmp_path, monkeypatch):
     start, environment, home = fleet
-    text = TEXT.format(folder=tmp_path / "runs")
+    text, key, count = TEXT.format(folder=tmp_path / "runs"), "", 2
+    if sealed:
+        text, path = with_key_holder(text, start, environment, tmp_path)
+        key, count = f' key-file="{path}"', 3
+        monkeypatch.setenv("PERENNIAL_KEY_FILE", str(path))
     bundle = write_bundle(tmp_path / "bundle", text)
-    port, *nodes = free_ports(3)
+    port, *nodes = free_ports(1 + count)
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\n'
         f'address = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -112,7 +160,7 @@ def test_flwr_run_ends_with_the_bits_of_a_simulation(fleet, tmp_path):
           "--disable-runtime-dependency-installation")  # fmt: skip
     wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60, "the SuperLink")
     for index, own in enumerate(nodes):
-        config = f"partition-id={index} num-partitions=2"
+        config = f"partition-id={index} num-partitions={count}{key}"
         start(f"node{index}", "flower-supernode", "--insecure", "--superlink",
               f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(own),
               "--node-config", config)  # fmt: skip
