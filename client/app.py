@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import (
@@ -68,10 +70,13 @@ _Work = Callable[[Site, Client, wire.Task, Message, Context], RecordDict]
 
 
 def _answer(message: Message, context: Context, stage: str, work: _Work) -> Message:
+    started = time.monotonic()
     try:
         site, client = _who(context)
-        task = wire.Task.unpack(dict(message.content[wire.TASK]))
-        return Message(work(site, client, task, message, context), reply_to=message)
+        task = wire.Task.unpack(_settings(message, wire.TASK))
+        answer = work(site, client, task, message, context)
+        _need_in_time(started, site, message, context)
+        return Message(answer, reply_to=message)
     except Exception as error:  # the app's border: whatever went wrong, the server gets an answer
         logger.exception("node %d: %s failed", context.node_id, stage)
         # Only the kind of error leaves the client: its text may quote a record.
@@ -84,7 +89,7 @@ def _who(context: Context) -> tuple[Site, Client]:
         raise RunError(f"the run config must hold the TOML text under {wire.CONFIG_KEY!r}")
     node = context.node_config
     data = tuple((k[5:], v) for k, v in sorted(node.items()) if k.startswith("data."))
-    site = open_site(text, data)
+    site = open_site(text, data, _own(context, "identities"))
     _need_all_partitions(site, int(node.get("num-partitions", 0)))
     index = int(node.get("partition-id", 0))
     default = Path(os.environ.get("PERENNIAL_STATE", "~/.perennial")).expanduser()
@@ -105,27 +110,27 @@ def _need_all_partitions(site: Site, there: int) -> None:
 def _train(
     site: Site, client: Client, task: wire.Task, message: Message, context: Context
 ) -> RecordDict:
-    sealing = _sealing(client, task, message, context)
+    sealing = _sealing(site, client, task, message, context)
     return _sealed(task, *site.train(client, task, *_vectors(message), sealing))
 
 
 def _finish(
     site: Site, client: Client, task: wire.Task, message: Message, context: Context
 ) -> RecordDict:
-    sealing = _sealing(client, task, message, context)
+    sealing = _sealing(site, client, task, message, context)
     return _sealed(task, *site.finish(client, task, *_vectors(message), sealing))
 
 
 def _join(
     site: Site, client: Client, task: wire.Task, message: Message, context: Context
 ) -> RecordDict:
-    return _sealed(task, site.join(_sealing(client, task, message, context)), {})
+    return _sealed(task, site.join(_sealing(site, client, task, message, context)), {})
 
 
 def _reveal(
     site: Site, client: Client, task: wire.Task, message: Message, context: Context
 ) -> RecordDict:
-    return _sealed(task, site.reveal(_sealing(client, task, message, context)), {})
+    return _sealed(task, site.reveal(_sealing(site, client, task, message, context)), {})
 
 
 def _evaluate(
@@ -135,16 +140,40 @@ def _evaluate(
     return RecordDict({wire.TASK: _ticket(task), wire.METRICS: MetricRecord(dict(metrics))})
 
 
-def _sealing(client: Client, task: wire.Task, message: Message, context: Context) -> Sealing:
-    pact, ticket = Pact.unpack(dict(message.content[wire.PACT])), task.ticket
+def _sealing(
+    site: Site, client: Client, task: wire.Task, message: Message, context: Context
+) -> Sealing:
+    pact, ticket = Pact.unpack(_settings(message, wire.PACT)), task.ticket
     named = (pact.domain, pact.round, pact.attempt, pact.manifest)
     if named != (ticket.domain, ticket.round, ticket.attempt, ticket.manifest):
         raise RunError(f"the pact must be for {ticket}; it is for {named}")
-    arrays = message.content[wire.ARRAYS]
-    note = arrays.get(wire.NOTE) if isinstance(arrays, ArrayRecord) else None
-    key = context.node_config.get("key-file") or os.environ.get("PERENNIAL_KEY_FILE")
-    party = Party(context.node_id, client.store.folder, Path(str(key)) if key else None)
+    note = _arrays(message).get(wire.NOTE)
+    key = _own(context, "key-file")
+    if key and site.secure_sum.single_updates:
+        raise RunError(
+            "a client with a key file sends nothing in the clear; the server's config asks for "
+            "that. Take the key away from this node's config if it is meant."
+        )
+    party = Party(context.node_id, client.store.folder, Path(key) if key else None)
     return Sealing(pact, note.data if note is not None else b"", party)
+
+
+def _own(context: Context, name: str) -> str:
+    """What this node's operator says, by node config or environment; never the server's word."""
+    if name in context.node_config:
+        return str(context.node_config[name])
+    return os.environ.get("PERENNIAL_" + name.upper().replace("-", "_"), "")
+
+
+def _need_in_time(started: float, site: Site, message: Message, context: Context) -> None:
+    # Neighbours may have revealed this client's masks by now: its body must not leave any more.
+    waited = time.monotonic() - started
+    real = not context.node_config.get("virtual-time")
+    if real and site.secure_sum.pairwise and waited > message.metadata.ttl:
+        raise RunError(
+            f"an answer must be ready within {message.metadata.ttl:g} s; it took {waited:.0f} s. "
+            "Raise [round] deadline_s."
+        )
 
 
 def _sealed(task: wire.Task, body: bytes, metrics: dict[str, float]) -> RecordDict:
@@ -171,14 +200,25 @@ def _ticket(task: wire.Task) -> ConfigRecord:
     )
 
 
-def _vectors(message: Message) -> tuple[Vector, Vector]:
-    arrays = message.content[wire.ARRAYS]
+def _settings(message: Message, name: str) -> dict[str, Any]:
+    record = message.content.get(name)
+    if not isinstance(record, ConfigRecord):
+        raise RunError(f"the server's message must have settings {name!r}; it has none")
+    return dict(record)
+
+
+def _arrays(message: Message) -> ArrayRecord:
+    arrays = message.content.get(wire.ARRAYS)
     if not isinstance(arrays, ArrayRecord):
         raise RunError(f"the server's record {wire.ARRAYS!r} must hold arrays")
-    found = []
+    return arrays
+
+
+def _vectors(message: Message) -> tuple[Vector, Vector]:
+    arrays, found = _arrays(message), []
     for name in (wire.PARAMS, wire.SUMMARY):
-        array = arrays[name]
-        if array.stype != wire.FLOAT32:
-            raise RunError(f"array {name!r} must come as {wire.FLOAT32}; got {array.stype!r}")
+        array = arrays.get(name)
+        if array is None or array.stype != wire.FLOAT32 or len(array.data) % 4:
+            raise RunError(f"array {name!r} must come as {wire.FLOAT32}; it does not")
         found.append(np.frombuffer(array.data, "<f4"))
     return found[0], found[1]

@@ -70,15 +70,18 @@ class Site:
     Args:
         text: the run's TOML text.
         data: replaces options of `[data]` by this node's own (a path, say).
+        identities: file with the identities that this node lets in; in place of what the
+            server's config says, and refused where the sum has no masks.
     """
 
-    def __init__(self, text: str, data: Mapping[str, Any]) -> None:
+    def __init__(self, text: str, data: Mapping[str, Any], identities: str = "") -> None:
         self._text = text
         self.config: Config = check.read(text)
         self.model: Model = check.build(self.config, "model")
         place(self.model, self.config.train)
         self.strategy = check.build(self.config, "strategy")
-        self.secure_sum: SecureSum = check.build(self.config, "secure_sum")
+        pins = {"identities": identities} if identities else {}
+        self.secure_sum: SecureSum = check.build(self.config, "secure_sum", **pins)
         self.privatizer = check.build(self.config, "privacy")
         self.continual = check.build(self.config, "continual")
         self.stream: Stream = stream(
@@ -219,7 +222,10 @@ class Site:
     def _score(self, client: Client, domain: str) -> Score:
         key = (client.index, domain, "test")
         if key not in self._encoded:
-            self._encoded[key] = self.model.encode(self._shard(client, domain, "test"))
+            shard = self._shard(client, domain, "test")
+            if not len(shard):
+                return Score()
+            self._encoded[key] = self.model.encode(shard)
         return self.model.score(self._encoded[key], self.config.evaluate.batch_size)
 
     def _learnt(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
@@ -252,6 +258,10 @@ class Site:
 
     def _shard(self, client: Client, domain: str, split: str) -> Records:
         key = (domain, split)
+        if all(domain != known.name for known in self.stream.domains):
+            # Another client's. Kept, the server's names would fill this process.
+            records: Records = getattr(self.stream.splits, split)
+            return records.take(())
         if key not in self._deals:
             config = self.config
             self._deals[key] = deal_of(self.stream, config.shards, config.run.seed, *key)
@@ -278,14 +288,18 @@ class Site:
         return [index[label] for label in task.domain.labels]
 
 
-@lru_cache(maxsize=1)
-def open_site(text: str, data: tuple[tuple[str, Any], ...] = ()) -> Site:
+def open_site(text: str, data: tuple[tuple[str, Any], ...] = (), identities: str = "") -> Site:
     """The site of a run, loaded on first use and kept by this process.
 
     Raises:
         PerennialError: config, data or model do not hold what they promise.
     """
-    site = Site(text, dict(data))
+    return _site(text, data, identities)
+
+
+@lru_cache(maxsize=1)
+def _site(text: str, data: tuple[tuple[str, Any], ...], identities: str) -> Site:
+    site = Site(text, dict(data), identities)
     # Nothing random is left to torch after the adapter's start, which the server sends anyway.
     torch.manual_seed(derive(site.config.run.seed, "site"))
     return site

@@ -20,6 +20,7 @@ from ..core.files import write_atomically
 from ..core.values import Ticket, Vector
 
 _SCHEMA = 1
+_FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class ClientStore:
 
     def __init__(self, folder: Path, client: str, base: str) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         card = folder / "client.json"
         mine = {"schema": _SCHEMA, "client": client, "base": base}
         if not card.exists():
@@ -93,7 +94,10 @@ class ClientStore:
         packed = json.dumps(head).encode()
         # No sync: an answer that a power cut takes away is computed again.
         temporary = self.folder / ".answer.new"
-        temporary.write_bytes(len(packed).to_bytes(4, "big") + packed + content)
+        temporary.unlink(missing_ok=True)
+        # The update itself is in it: for nobody's eyes but this client's.
+        with os.fdopen(os.open(temporary, _FRESH, 0o600), "wb") as file:
+            file.write(len(packed).to_bytes(4, "big") + packed + content)
         os.replace(temporary, self.folder / "answer.bin")
 
     def recall(self, ticket: Ticket, salt: str) -> Kept | None:

@@ -61,8 +61,12 @@ def _plugin_faults(config: Config, table: str) -> tuple[Fault, ...]:
 
 def _impossible(config: Config) -> Iterator[Fault]:
     yield from _impossible_values(config)
+    try:
+        secure_sum: SecureSum = build(config, "secure_sum")
+    except ConfigError as error:  # options that do not fit each other
+        yield from error.faults
+        return
     strategy: Strategy = build(config, "strategy")
-    secure_sum: SecureSum = build(config, "secure_sum")
     if strategy.combine is not None and not secure_sum.single_updates:
         yield Fault(
             "strategy.name",

@@ -88,7 +88,7 @@ class Round(Table):
     retries: Annotated[int, Field(ge=0)] = 2
     weight: Literal["records", "uniform"] = "records"
     max_change: Annotated[float, Field(gt=0.0)] = 64.0
-    max_weight: Annotated[float, Field(gt=0.0, le=2.0**20)] = 2.0**20
+    max_weight: Annotated[float, Field(ge=1.0, le=2.0**20)] = 2.0**20
 
 
 class Evaluate(Table):

@@ -63,6 +63,10 @@ class RunError(PerennialError):
     """A run that cannot go on; its last checkpoint is kept."""
 
 
+class RefusedError(RunError):
+    """A peer could do what it was asked, and will not; asking again changes nothing."""
+
+
 class StoppedError(RunError):
     """A run that the user stopped; the exit code is a shell's for Ctrl-C."""
 

@@ -124,6 +124,10 @@ class SecureSum(Protocol):
         """
         ...
 
+    def answers(self, pact: Pact, node: int, ask: bytes, reveal: bytes) -> bool:
+        """Server: whether `reveal` is the answer of `node` to what `ask` gave for it."""
+        ...
+
     def close(self, total: Any, pact: Pact) -> bytes:
         """Server: the total as the key holder gets it; where there is none, for `result`."""
         ...
@@ -173,6 +177,11 @@ class KeyHolder(Protocol):
             body: what `SecureSum.close` gave.
 
         Raises:
-            RunError: it refuses, and says why, or cannot be reached.
+            RefusedError: it refuses, and says why.
+            RunError: it cannot be reached.
         """
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections; it may be asked again all the same."""
         ...

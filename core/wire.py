@@ -33,6 +33,8 @@ PARAMS, SUMMARY, BODY, NOTE = "params", "summary", "body", "note"
 """Array names: global parameters, summed knowledge of the last domain, one sealed update or
 answer, what one node alone is told."""
 
+_MOST_NAMES = 2**16
+
 FLOAT32 = "perennial.float32"
 SEALED = "perennial.sealed"
 """Array serialisation types: raw little-endian float32, and bytes that only a key opens."""
@@ -75,23 +77,39 @@ class Task:
 
     @staticmethod
     def unpack(values: Mapping[str, Any]) -> Task:
-        """The task in `values`.
+        """The task in a peer's `values`, its types checked.
 
         Raises:
-            RunError: a key is missing; server and client differ in version.
+            RunError: a key is missing, so server and client differ in version, or a value is unfit.
         """
         try:
             return Task(
-                ticket=Ticket(**{f.name: values[f.name] for f in fields(Ticket)}),
-                rounds=int(values["rounds"]),
-                labels=tuple(values["labels"]),
-                domain=Domain(str(values["domain_name"]), tuple(values["domain_labels"])),
-                seen=tuple(values["seen"]),
-                manifest=str(values["full_manifest"]),
-                base=str(values["base"]),
+                ticket=Ticket(**{f.name: _of(f.type, values, f.name) for f in fields(Ticket)}),
+                rounds=_of("int", values, "rounds"),
+                labels=_names(values, "labels"),
+                domain=Domain(_of("str", values, "domain_name"), _names(values, "domain_labels")),
+                seen=_names(values, "seen"),
+                manifest=_of("str", values, "full_manifest"),
+                base=_of("str", values, "base"),
             )
         except KeyError as error:
             raise RunError(
                 f"the server's task must hold {error}; it does not. Install the same version of "
                 "perennial on the server and on every client."
             ) from error
+
+
+def _of(kind: Any, values: Mapping[str, Any], key: str) -> Any:
+    if type(values[key]).__name__ != kind:
+        raise RunError(f"the task's {key} must be of type {kind}; got {type(values[key]).__name__}")
+    return values[key]
+
+
+def _names(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    names = values[key]
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise RunError(f"the task's {key} must be a list of names")
+    # A label costs a row of the head, a domain an evaluation: far more than they cost the sender.
+    if len(names) > _MOST_NAMES or len(set(names)) != len(names):
+        raise RunError(f"the task's {key} must be at most {_MOST_NAMES}, each once")
+    return tuple(names)

@@ -34,7 +34,7 @@ _SPECIAL_BITS = 20
 
 def build(
     *,
-    clip: Annotated[float, Field(gt=0.0)],
+    clip: Annotated[float, Field(ge=2**-20, le=2**20)],
     bits: Literal[8, 12, 16] = 8,
     capacity: Annotated[int, Field(ge=3, le=2**20)] = 64,
     keys: Literal["symmetric", "public"] = "symmetric",
@@ -60,6 +60,9 @@ def build(
     Raises:
         ConfigError: bits and capacity leave no room in a ciphertext.
     """
+    if identities and not masks:
+        problem = "have no meaning without masks"
+        raise ConfigError([Fault("secure_sum.identities", problem, "write masks = true")])
     scheme, codec = _sized(bits, capacity, keys, clip)
     return SealedSum(
         name=f"BFV {bits} bit, {keys} keys",

@@ -46,7 +46,11 @@ class Ciphertexts:
                 "an encrypted sum needs this client's key file, from `perennial keys init`; none "
                 "is given. Name it in the node's config as key-file, or in PERENNIAL_KEY_FILE."
             )
-        sealer, fingerprint = _sealer(party.key, party.key.stat().st_mtime_ns, self.scheme)
+        try:
+            changed = party.key.stat().st_mtime_ns
+        except OSError as error:
+            raise RunError(f"{party.key} must be this client's key file: {error}") from error
+        sealer, fingerprint = _sealer(party.key, changed, self.scheme)
         if fingerprint != pact.key:
             raise RunError(
                 f"the key must be the one in force, {pact.key}; {party.key} is {fingerprint}. "

@@ -26,6 +26,8 @@ LARGEST_WEIGHT = 2.0**20
 # Losses are kept to 2**-10 and below 2**9.
 LARGEST_LOSS = 2.0**9
 _LOSS_STEP = 2.0**10
+# Below it weight / scale * h would leave float32, and zero times infinity is no digit.
+LEAST_SCALE = 2.0**-90
 # Quarter octaves from 2**-40 to 2**24; the first bin is for zero.
 NUM_BINS, _LOWEST = 256, -40
 
@@ -49,12 +51,12 @@ def bound(delta: Vector, weight: float, clip: float, pact: Pact) -> Bounded:
     """`delta` [n] cut to the clip and the scale.
 
     Raises:
-        RunError: it is not finite, or not of the pact's size, or the scale is not above 0.
+        RunError: it is not finite, or not of the pact's size, or the scale is out of range.
     """
     if delta.shape != (pact.size,):
         raise RunError(f"the update must have {pact.size} values; it has {delta.shape}")
-    if pact.scale <= 0.0:
-        raise RunError(f"the scale must be above 0; got {pact.scale}")
+    if not LEAST_SCALE <= pact.scale < math.inf:
+        raise RunError(f"the scale must be finite and at least 2**-90; got {pact.scale}")
     largest = float(np.abs(delta).max(initial=0.0))
     if not math.isfinite(largest):
         raise RunError(
@@ -181,8 +183,9 @@ class IntCodec:
             ValueError: no sum of so many encoded vectors looks like this.
         """
         front = Front(self.packing.bits)
-        digits = self.packing.unpack(slots.reshape(-1), front.size + pact.size)
-        if int(digits.max(initial=0)) > num_clients * (2**self.packing.bits - 1):
+        digits = self.packing.unpack(slots.reshape(-1), self.packing.per_slot * slots.size)
+        digits, spare = np.split(digits, [front.size + pact.size])
+        if int(digits.max(initial=0)) > num_clients * (2**self.packing.bits - 1) or spare.any():
             raise garbage(num_clients)
         levels = digits[front.size :] - num_clients * self.half
         total = levels.astype(np.float64) * (pact.scale / self.half)
@@ -190,10 +193,16 @@ class IntCodec:
 
     def _digits(self, values: Vector, unit: float, rng: np.random.Generator) -> Slots:
         levels = values * np.float32(unit * self.half)
-        levels += rng.random(levels.size, dtype=np.float32)
-        np.floor(levels, out=levels)
-        levels += np.float32(self.half)
-        return levels.astype(np.uint64)
+        # Products of floats come out a hair above h: -h - 1 would borrow from the digit beside.
+        np.clip(levels, -self.half, self.half, out=levels)
+        whole = np.floor(levels)
+        # Exact, and 1 with the chance of the rest; levels + noise would round up too often.
+        levels -= whole
+        levels -= rng.random(levels.size, dtype=np.float32)
+        whole += np.ceil(levels, out=levels)
+        whole += np.float32(self.half)
+        digits: Slots = whole.astype(np.uint64)
+        return digits
 
 
 def peak_bin(peak: float) -> int:

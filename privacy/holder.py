@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ConfigError, Fault, RunError
+from ..core.errors import ConfigError, Fault, RefusedError
 from ..core.sums import Pact
 from .audit_log import AuditLog
 from .keys import Card
 from .lattice import Opener
+from .limits import on_grid
 from .ring import Form, pack_bits
 
 MIN_CLIENTS = 3
@@ -34,10 +35,6 @@ MIN_CLIENTS = 3
 _VALUES_PER_COEFFICIENT = 64
 
 _logger = logging.getLogger(__name__)
-
-
-class Refused(RunError):
-    """The key holder can open this sum and will not."""
 
 
 class Holder:
@@ -85,7 +82,7 @@ class Holder:
             body: whole ciphertexts, both polynomials.
 
         Raises:
-            Refused: and why; the refusal is in the log.
+            RefusedError: and why; the refusal is in the log.
             RunError: the log cannot be written; nothing was opened.
         """
         with self._lock:
@@ -95,7 +92,7 @@ class Holder:
                 request = _digest(pact, nodes, body)
                 again = self._need_first(pact, request)
                 answer = self._decrypt(pact, body)
-            except Refused as refusal:
+            except RefusedError as refusal:
                 self._log.append("refused", **_about(pact), clients=len(nodes), why=str(refusal))
                 _logger.warning("refused a sum of round %s: %s", pact.round, refusal)
                 raise
@@ -109,18 +106,22 @@ class Holder:
             self._opened[_place(pact)] = request
             return answer
 
+    def close(self) -> None:
+        """Close the log; nothing is opened any more."""
+        self._log.close()
+
     def _need_key(self, pact: Pact) -> None:
         if pact.key != self.card.fingerprint:
-            raise Refused(
+            raise RefusedError(
                 f"the sum must be under the key in force, {self.card.fingerprint}; it is under "
                 f"{pact.key[:40]!r}. Give every client the client.key of that key."
             )
 
     def _need_clients(self, nodes: Collection[int]) -> None:
         if not all(type(node) is int for node in nodes) or len(set(nodes)) != len(nodes):
-            raise Refused("the nodes of a sum must be distinct whole numbers; they are not")
+            raise RefusedError("the nodes of a sum must be distinct whole numbers; they are not")
         if len(nodes) < self.min_clients:
-            raise Refused(
+            raise RefusedError(
                 f"a sum must be over at least {self.min_clients} clients; this one is over "
                 f"{len(nodes)}. Ask more clients in a round."
             )
@@ -129,7 +130,7 @@ class Holder:
         """Whether the same request was answered before."""
         before = self._opened.get(_place(pact))
         if before not in (None, request):
-            raise Refused(
+            raise RefusedError(
                 f"a round is opened once; round {pact.round} of domain {pact.domain} of run "
                 f"{pact.run[:80]!r} was opened with another sum. Start a new run."
             )
@@ -144,8 +145,11 @@ class Holder:
             if count * scheme.degree * _VALUES_PER_COEFFICIENT < pact.size:
                 raise ValueError(f"{count} of them cannot hold {str(pact.size)[:20]} values")
             slots = self._opener.decrypt(*self._form.read(body, count))
+            if scheme.name == "ckks":
+                # With its noise a sum gives the key away: see `ckks`.
+                slots = on_grid(scheme, slots)
         except ValueError as error:
-            raise Refused(
+            raise RefusedError(
                 f"the body must be whole ciphertexts of {scheme.name} with degree "
                 f"{scheme.degree}: {error}"
             ) from error

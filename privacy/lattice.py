@@ -53,7 +53,7 @@ def generate(scheme: Scheme) -> tuple[bytes, bytes]:
     Raises:
         ValueError: the scheme is not valid or not 128-bit secure.
     """
-    generator = sealapi.KeyGenerator(_context(scheme))
+    generator = sealapi.KeyGenerator(_Coder.of(scheme).context)
     public = sealapi.PublicKey()
     generator.create_public_key(public)
     return _saved(generator.secret_key()), _saved(public)
@@ -108,7 +108,7 @@ class Sealer:
             return c0, c1
 
     def _seeded(self, values: list[Any], path: str) -> tuple[Words, bytes]:
-        self._encryptor.encrypt_symmetric(self._coder.encode(values)).save(path)
+        _save(self._encryptor.encrypt_symmetric(self._coder.encode(values)), path)
         _, words, tail = _parts(path, self._coder.shape, _SEED_TAIL_BYTES)
         if tail[_HEADER.size] != _BLAKE2XB:
             raise ValueError(f"SEAL must draw by Blake2xb; got generator {tail[_HEADER.size]}")
@@ -117,7 +117,7 @@ class Sealer:
     def _whole(self, values: list[Any], path: str) -> Words:
         ciphertext = sealapi.Ciphertext(self._coder.context)
         self._encryptor.encrypt(self._coder.encode(values), ciphertext)
-        ciphertext.save(path)
+        _save(ciphertext, path)
         return _parts(path, (2, *self._coder.shape), 0)[1]
 
 
@@ -125,7 +125,8 @@ class Opener:
     """What decrypts; for the key holder.
 
     Whoever may choose ciphertexts and see what they decrypt to can find the key: open sums only,
-    and each only once.
+    and each only once. Whoever sees ckks slots with their noise can, too, without choosing
+    anything (Li and Micciancio 2021, ePrint 2020/1533): give them away after `limits.on_grid` only.
 
     Args:
         scheme: of the key.
@@ -238,8 +239,13 @@ def _context(scheme: Scheme) -> Any:
 
 def _saved(key: Any) -> bytes:
     with _passage() as path:
-        key.save(path)
+        _save(key, path)
         return Path(path).read_bytes()
+
+
+def _save(what: Any, path: str) -> None:
+    with _named("the disk or memory that it saves to"):
+        what.save(path)
 
 
 def _load(coder: _Coder, key: Any, content: bytes) -> Any:
@@ -254,7 +260,7 @@ def _envelope(coder: _Coder, encryptor: Any) -> bytes:
     ciphertext = sealapi.Ciphertext(coder.context)
     encryptor.encrypt_symmetric(coder.encode([0] * num_slots(coder.scheme)), ciphertext)
     with _passage() as path:
-        ciphertext.save(path)
+        _save(ciphertext, path)
         head, words, _ = _parts(path, (2, *coder.shape), 0)
         magic, length, major, minor, *_ = _HEADER.unpack_from(Path(path).read_bytes())
     size = _HEADER.size + len(head) + words.nbytes

@@ -1,4 +1,4 @@
-"""What a lattice scheme, its slots and its polynomials must be before SEAL sees them.
+"""What a lattice scheme, its slots and its polynomials must be, before SEAL sees them and after.
 
 Letters: `L` primes, `P` ciphertexts, `N` coefficients of a polynomial (the degree).
 """
@@ -18,10 +18,54 @@ from .blake import Words
 # Homomorphic Encryption Standard (2018), table 1, and SEAL 4.1, `hestdparms.h`.
 MAX_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
 
+# Most ciphertexts in a sum of floats whose noise the grid is wider than.
+MOST_SUMMED = 64
+# Of a coefficient of fresh noise: centred binomial of 2 * 21 bits, SEAL 4.1, `rlwe.cpp`; and of
+# what is lost where a coefficient is rounded to a whole number.
+_ERROR_VARIANCE, _ROUNDING_VARIANCE = 21 / 2, 1 / 12
+# Half a step of the grid, in standard deviations of the noise.
+_DEVIATIONS = 10
+
 
 def num_slots(scheme: Scheme) -> int:
     """Slots of a ciphertext: N for bfv, N / 2 for ckks."""
     return scheme.degree if scheme.name == "bfv" else scheme.degree // 2
+
+
+def grid(scheme: Scheme) -> float:
+    """The step of ckks slots, a power of two: clients send multiples of it, sums open to such.
+
+    The smallest that is 20 standard deviations wide or more, of the noise of `MOST_SUMMED`
+    ciphertexts in a slot. Follows from scale, degree and model alone; public.
+    """
+    # A slot's real part is a sum of N coefficients times cosines whose squares add up to N / 2.
+    variance = _ROUNDING_VARIANCE  # of encoding
+    if scheme.model == "symmetric":
+        variance += _ERROR_VARIANCE
+    else:
+        # Division by the special prime leaves r0 + r1 * s, both r rounded; what it divides is
+        # gone. In a slot that is r0(z) + r1(z) * s(z), so the noise differs from slot to slot with
+        # |s(z)|**2, which spreads like an exponential variable of mean 2 N / 3. Of N / 2 slots one
+        # is above 2 * ln(N) times the mean for 1 key in 2 N.
+        widest = 2 * scheme.degree / 3 * 2 * math.log(scheme.degree)
+        variance += _ROUNDING_VARIANCE * (1 + widest)
+    sigma = math.sqrt(MOST_SUMMED * variance * scheme.degree / 2) / scheme.scale
+    return 2.0 ** math.ceil(math.log2(2 * _DEVIATIONS * sigma))
+
+
+def on_grid(scheme: Scheme, slots: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Opened ckks slots at the nearest multiples of the grid, without their noise.
+
+    Law: for a sum of at most `MOST_SUMMED` ciphertexts of multiples, their sum, whatever the noise.
+
+    Raises:
+        ValueError: a slot is not finite.
+    """
+    if not np.isfinite(slots).all():
+        raise ValueError("its slots must be finite; some are not")
+    step = grid(scheme)
+    # Negative zero would tell the sign of the noise.
+    return np.rint(slots / step) * step + 0.0
 
 
 def modulus_chain(scheme: Scheme) -> list[int]:
@@ -48,8 +92,8 @@ def check_scheme(scheme: Scheme) -> None:
             f"for 128-bit security at degree {scheme.degree} all primes together must be at most "
             f"{limit} bits; got {bits}"
         )
-    if scheme.name == "ckks" and not 0.0 < scheme.scale < math.inf:
-        raise ValueError(f"the scale must be finite and above 0; got {scheme.scale}")
+    if scheme.name == "ckks" and not 1.0 <= scheme.scale < math.inf:
+        raise ValueError(f"the scale must be finite and at least 1; got {scheme.scale}")
 
 
 def check_slots(scheme: Scheme, slots: npt.NDArray[Any]) -> None:

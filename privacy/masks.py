@@ -2,9 +2,13 @@
 
 Bonawitz et al. 2017 (CCS) without their second mask: nothing is ever revealed. When a client
 drops out after the masks were agreed, the sum cannot be read, and the round is asked again of
-those who answered, whose updates are kept on their own disks. So a late update is never opened;
-the price is one more exchange, without training, whenever a client is lost. Where many are lost,
-`bfv` is the better choice: it goes on without a second exchange.
+those who answered, whose updates are kept on their own disks: one more exchange, without
+training, whenever a client is lost. Where many are lost, `bfv` is the better choice: it goes on
+without a second exchange.
+
+What that does not cover: should the missing body reach the server after all, the server has the
+sum of all and the sum of all but one, and their difference is that client's update. A client that
+is itself late sends nothing any more; a body that was late on its way is not helped.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ _WIDTH = 64
 
 def build(
     *,
-    clip: Annotated[float, Field(gt=0.0)],
+    clip: Annotated[float, Field(ge=2**-20, le=2**20)],
     bits: Literal[8, 12, 16] = 16,
     capacity: Annotated[int, Field(ge=3, le=2**20)] = 64,
     min_clients: Annotated[int, Field(ge=3)] = 3,

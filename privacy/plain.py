@@ -99,12 +99,16 @@ class _PlainSum:
         return {}
 
     def reveal(self, pact: Pact, note: bytes, party: Party) -> bytes:
-        """Refused: there is nothing to reveal.
+        """RefusedError: there is nothing to reveal.
 
         Raises:
             RunError: always.
         """
         raise RunError("a sum in the clear has nothing to reveal; the server must not ask")
+
+    def answers(self, pact: Pact, node: int, ask: bytes, reveal: bytes) -> bool:
+        """Never: nothing is asked."""
+        return False
 
     def close(self, total: npt.NDArray[np.float64], pact: Pact) -> bytes:
         """The total as bytes."""

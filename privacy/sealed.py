@@ -178,7 +178,7 @@ class SealedSum:
         return self.wrapping.add(total, content, blocks)
 
     def single(self, body: bytes, pact: Pact) -> Vector:
-        """Refused: single updates are what this sum hides.
+        """RefusedError: single updates are what this sum hides.
 
         Raises:
             ValueError: always.
@@ -201,6 +201,16 @@ class SealedSum:
             raise RunError("this sum reveals nothing; the server must not ask")
         return self.pairs.reveal(pact, note, party)
 
+    def answers(self, pact: Pact, node: int, ask: bytes, reveal: bytes) -> bool:
+        """Whether the seeds that were asked for are in it; a false seed is not noticed here."""
+        if self.pairs is None:
+            return False
+        try:
+            self.pairs.leftovers(pact, {node: ask}, {node: reveal})
+        except ValueError:
+            return False
+        return True
+
     def close(self, total: Any, pact: Pact) -> bytes:
         """The total as the key holder gets it."""
         return self.wrapping.close(total)
@@ -218,6 +228,10 @@ class SealedSum:
         Raises:
             ValueError: this is no sum of sealed vectors: a peer sent garbage.
         """
+        if len(counted) > self.capacity:
+            raise ValueError(
+                f"a sum must be of at most {self.capacity} clients; this is of {len(counted)}"
+            )
         slots = self.wrapping.unwrap(opened, self.codec.blocks(pact.size))
         if self.pairs and asks:
             slots = self._masked(slots, self.pairs.leftovers(pact, asks, reveals), -1)

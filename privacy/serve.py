@@ -22,10 +22,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from pydantic import Field, ValidationError
 
 from ..core.config import Table, suggest, wording
-from ..core.errors import ConfigError, DataError, Fault, RunError
+from ..core.errors import ConfigError, DataError, Fault, RefusedError, RunError
 from ..core.files import write_atomically
 from .audit_log import AuditLog
-from .holder import MIN_CLIENTS, Holder, Refused
+from .holder import MIN_CLIENTS, Holder
 from .keys import open_holder_key
 from .service import FINGERPRINT, MIB, OPEN, SERVICE, is_loopback, unpack
 
@@ -104,6 +104,8 @@ def serving(settings: Settings, passphrase: str) -> Iterator[tuple[str, Holder]]
     try:
         _tell_ready(settings.ready, "")  # of a life before this one; the log is this life's now
         holder = Holder(card, secret, settings.min_clients, log)
+        if settings.tls is not None and not settings.tls.allow:
+            _logger.warning("tls.allow is empty: whoever has a certificate of the CA may ask")
         server, alive = _server(holder, settings)
         address = _bind(server, settings)
         server.start()
@@ -174,7 +176,7 @@ class _Methods:
             return work()
         except _Abort as error:
             code, why = error.code, str(error)
-        except Refused as error:
+        except RefusedError as error:
             code, why = grpc.StatusCode.FAILED_PRECONDITION, str(error)
         except RunError as error:  # a disk that is full may be mended while the server waits
             _logger.error("%s", error)

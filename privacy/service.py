@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import grpc
 from pydantic import Field
 
-from ..core.errors import ConfigError, Fault, RunError
+from ..core.errors import ConfigError, Fault, RefusedError, RunError
 from ..core.parts import KeyHolder
 from ..core.sums import Pact
 
@@ -191,6 +191,13 @@ class _Service:
             )
         return self._call(OPEN, request)
 
+    def close(self) -> None:
+        """Close the connection; the next call makes another."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+            self._channel, self._known = None, ""
+
     def _call(self, method: str, request: bytes) -> bytes:
         """The answer to `request`, tried again while the key holder is away."""
         end, pause, said = time.monotonic() + self._wait_s, _FIRST_PAUSE_S, _Silence()
@@ -202,7 +209,9 @@ class _Service:
                 self._known = ""
                 words = f"{error.code().name}: {error.details() or 'no reason given'}"
                 if not _may_pass(error):
-                    raise RunError(f"the key holder at {self._address} says {words}") from error
+                    refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+                    kind = RefusedError if refused else RunError
+                    raise kind(f"the key holder at {self._address} says {words}") from error
                 if time.monotonic() + pause > end:
                     raise RunError(
                         f"the key holder at {self._address} must answer within wait_s = "

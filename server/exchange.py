@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ..core.errors import RunError
+from ..core.errors import RefusedError, RunError
 from ..core.sums import Opened
 from ..core.values import ServerState, Update
 from ..core.wire import PARAMS, SUMMARY, TRAIN, Task
@@ -168,6 +168,9 @@ def _collect(
         single=told and room.strategy.combine is not None,
         observe=partial(_told, room.log, place_) if told else _untold,
     )
+    for verdict in tally.verdicts:
+        if verdict.cause:  # it may have lost its folder: let it join again
+            room.cards.pop(verdict.node, None)
     return tally, {"bytes_down": down, "add_seconds": tally.add_seconds}
 
 
@@ -186,6 +189,10 @@ def _waiting(room: Room, state: ServerState, travels: str) -> Pending | None:
 def _resumed(room: Room, waiting: Pending, kind: str) -> Outcome | Failure:
     """The outcome of a sum that was closed by an earlier process of this run."""
     pact = waiting.pact
+    assert room.holder is not None
+    if pact.key != room.holder.fingerprint():
+        pending.drop(room.folder)
+        return Failure("a sum was closed under a key that is no longer in force")
     place_ = {"domain": pact.domain, "round": pact.round, "attempt": pact.attempt}
     if kind == TRAIN:
         down = int(waiting.figures["bytes_down"])
@@ -204,7 +211,11 @@ def _open(room: Room, waiting: Pending, tally: Tally, kind: str) -> Outcome | Fa
         content = waiting.body
         if room.holder is not None:
             pending.save(room.folder, waiting)
-            content = room.holder.open(pact, waiting.counted, waiting.body)
+            try:
+                content = room.holder.open(pact, waiting.counted, waiting.body)
+            except RefusedError as error:
+                pending.drop(room.folder)
+                return Failure(str(error))
         try:
             opened = opened_sum(tally, content, pact, sums, waiting.asks, waiting.reveals)
         except ValueError as error:

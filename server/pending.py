@@ -1,8 +1,9 @@
 """A sum that waits for the key holder, kept on disk: a server that dies asks for the same again.
 
 A key holder opens each round once. Without this file a server that was killed after the opening
-and before its checkpoint could never finish the round. It holds ciphertexts and what clients
-revealed for this sum alone; nothing in it tells of one client.
+and before its checkpoint could never finish the round. It holds ciphertexts and the seeds that
+clients revealed for this sum, which lift the masks of the clients that dropped out: for the server
+alone.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ class Pending:
 
 
 def save(folder: Path, pending: Pending) -> None:
-    """Write `pending` below `folder`, in place of the last one, synced."""
+    """Write `pending` below `folder`, in place of the last one, synced.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     head = {
         "pact": pending.pact.pack(),
         "asked": pending.asked,
@@ -63,7 +68,18 @@ def save(folder: Path, pending: Pending) -> None:
         "body": hashlib.sha256(pending.body).hexdigest(),
     }
     packed = json.dumps(head).encode()
-    write_atomically(folder / _NAME, len(packed).to_bytes(4, "big") + packed + pending.body)
+    content = len(packed).to_bytes(4, "big") + packed + pending.body
+    try:
+        write_atomically(folder / _NAME, content, 0o600)
+    except OSError as error:
+        raise RunError(
+            f"{folder / _NAME} must be written before a sum is opened; it cannot: {error}"
+        ) from error
+
+
+def drop(folder: Path) -> None:
+    """Forget the sum that waits, if there is one: it will not be opened."""
+    (folder / _NAME).unlink(missing_ok=True)
 
 
 def load(folder: Path, run: str, domain: int, round: int, manifest: str) -> Pending | None:

@@ -137,7 +137,8 @@ def _in_the_clear() -> list[View]:
 def _masks_alone() -> list[View]:
     server = (
         "Masked words, which look like chance; the masks cancel in the sum of all. Where a client "
-        "is lost nothing is revealed, and the others are asked again."
+        "is lost nothing is revealed, and the others are asked again; should its words still "
+        "arrive after that, the difference of the two sums is its update."
     )
     together = (
         "The sum, less the updates of those clients, as long as the honest ones stay connected "

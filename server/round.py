@@ -184,7 +184,10 @@ def _unlike(body: bytes, terms: Terms, secure_sum: SecureSum) -> str:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # a whole number above every float
+        return math.nan
 
 
 def _add(

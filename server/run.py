@@ -41,6 +41,9 @@ from .tensorboard import ScalarLog
 
 logger = logging.getLogger(__name__)
 
+# Largest believable number of answers of one client in one domain.
+_MOST_ANSWERS = 2.0**20
+
 
 def run(
     link: Link, text: str, folder: Path, keyholder: Mapping[str, Any] = MappingProxyType({})
@@ -68,8 +71,12 @@ def run(
     ):
         room = room_with(log=log, token=_token(folder))
         found = checkpoint.newest(folder / "checkpoints")
-        state = _first(room) if found is None else _again(room, *found)
-        _domains(room, state)
+        try:
+            state = _first(room) if found is None else _again(room, *found)
+            _domains(room, state)
+        finally:
+            if room.holder is not None:
+                room.holder.close()
     write_report(folder)
 
 
@@ -253,8 +260,7 @@ def _by_clients(room: Room, state: ServerState, names: Sequence[str]) -> dict[st
     vectors = {PARAMS: state.params, SUMMARY: state.summary}
     question = Question(EVALUATE, asking, vectors)
     replies = room.link.ask(question, list(asked), room.config.round.deadline_s)
-    most = room.config.round.max_weight
-    scores, bad = of_clients(replies, asking.ticket, names, most)
+    scores, bad = of_clients(replies, asking.ticket, names, _MOST_ANSWERS)
     if bad:
         logger.warning("%d replies to an evaluation were left out", bad)
     return scores

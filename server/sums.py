@@ -60,6 +60,11 @@ def agree(
         RunError: the key holder cannot be reached, or too few clients joined.
     """
     sums, table = room.secure_sum, room.config.round
+    if size and sums.capacity and len(asked) > sums.capacity:
+        raise RunError(
+            f"[secure_sum] capacity = {sums.capacity} must have room for the {len(asked)} clients "
+            "that are connected; start fewer, or make keys for more"
+        )
     fields = asdict(task.ticket) | {"run": f"{task.ticket.run}-{room.token}"}
     uniform = table.weight == "uniform" or kind == FINISH
     pact = Pact(
@@ -101,8 +106,10 @@ def unmask(
     question = Question(REVEAL, task, pact=agreement.pact, notes=asks)
     reveals: dict[int, bytes] = {}
     for reply in room.link.ask(question, sorted(asks), room.config.round.deadline_s):
-        if reply.node in asks and reply.body and len(reply.body) <= _LARGEST_NOTE:
-            reveals[reply.node] = reply.body
+        node, body = reply.node, reply.body
+        small = node in asks and 0 < len(body) <= _LARGEST_NOTE
+        if small and room.secure_sum.answers(agreement.pact, node, asks[node], body):
+            reveals[node] = body
         else:
             logger.warning("node %d did not reveal: %s", reply.node, reply.error or "bad answer")
     missing = sorted(set(asks) - set(reveals))

@@ -31,7 +31,7 @@ from ..privacy import keys, tls
 logger = logging.getLogger(__name__)
 
 _START_S = 60.0
-_PASSPHRASE = "PERENNIAL_KEY_PASSPHRASE_FILE"
+_LIMIT_MIB = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,8 @@ def key_party(config: Config, folder: Path) -> Iterator[KeyParty]:
     """
     secure_sum: SecureSum = check.build(config, "secure_sum")
     if secure_sum.scheme is None or config.keyholder.options.get("address"):
-        yield KeyParty({}, None)  # the user's own key holder; client keys come by environment
+        own = os.environ.get("PERENNIAL_KEY_FILE")  # of the user's own key holder
+        yield KeyParty({}, Path(own) if own and secure_sum.scheme else None)
         return
     home = folder / "keyholder"
     passphrase = _keys(home, secure_sum)
@@ -70,11 +71,12 @@ def key_party(config: Config, folder: Path) -> Iterator[KeyParty]:
             "keys": str(home / "keys"),
             "audit": str(home / "audit.jsonl"),
             "min_clients": secure_sum.min_clients,
-            "passphrase": passphrase.read_text(encoding="utf-8").strip(),
+            "passphrase_file": str(passphrase),
         }
         yield KeyParty(options, key_file)
         return
-    with _service(home, secure_sum.min_clients, passphrase) as options:
+    limit = config.keyholder.options.get("max_message_mib", _LIMIT_MIB)
+    with _service(home, secure_sum.min_clients, limit, passphrase) as options:
         yield KeyParty(options, key_file)
 
 
@@ -83,20 +85,21 @@ def _keys(home: Path, secure_sum: SecureSum) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     passphrase = home / "passphrase"
     if not passphrase.exists():
-        handle = os.open(passphrase, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(16))
+        write_atomically(passphrase, secrets.token_hex(16), 0o600)
     if not (home / "keys" / "current").exists():
         keys.create(home / "keys", secure_sum.scheme, passphrase.read_text(encoding="utf-8"))
     return passphrase
 
 
 @contextmanager
-def _service(home: Path, min_clients: int, passphrase: Path) -> Iterator[dict[str, Any]]:
+def _service(
+    home: Path, min_clients: int, limit_mib: int, passphrase: Path
+) -> Iterator[dict[str, Any]]:
     certificates = home / "tls"
-    if not (certificates / "ca.pem").exists():
-        tls.make_certificates(certificates, ["keyholder", "server"])
-    service = _Service(home, min_clients, passphrase)
+    # Anew at each start: they are for this process and its child, and do not last.
+    tls.make_certificates(certificates, ["keyholder", "server"])
+    policy = {"min_clients": min_clients, "max_message_mib": limit_mib}
+    service = _Service(home, policy, passphrase)
     try:
         address = service.start()
         logger.info("key holder: process %d at %s", service.pid, address)
@@ -113,9 +116,9 @@ def _service(home: Path, min_clients: int, passphrase: Path) -> Iterator[dict[st
 class _Service:
     """The real key holder as a child process, started again should it die."""
 
-    def __init__(self, home: Path, min_clients: int, passphrase: Path) -> None:
+    def __init__(self, home: Path, policy: Mapping[str, int], passphrase: Path) -> None:
         self._home = home.resolve()
-        self._min_clients = min_clients
+        self._policy = policy
         self._passphrase = passphrase.resolve()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -151,6 +154,9 @@ class _Service:
         ready.unlink(missing_ok=True)
         config = self._home / "keyholder.toml"
         write_atomically(config, tomli_w.dumps(self._config(address)))
+        # A passphrase of the user's own keys would win over the file.
+        environment = {k: v for k, v in os.environ.items() if k != keys.PASSPHRASE}
+        environment[keys.PASSPHRASE_FILE] = str(self._passphrase)
         with (self._home / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -164,7 +170,7 @@ class _Service:
                 stdin=subprocess.PIPE,  # never written: it ends when this process does
                 stdout=log,
                 stderr=log,
-                env={**os.environ, _PASSPHRASE: str(self._passphrase)},
+                env=environment,
                 # Ctrl-C is for the simulation: it ends the service when it is done with it.
                 start_new_session=True,
             )
@@ -180,7 +186,7 @@ class _Service:
             "address": address,
             "keys": "keys",
             "audit": "audit.jsonl",
-            "min_clients": self._min_clients,
+            **self._policy,
             "ready": "ready",
             "tls": {
                 "ca": "tls/ca.pem",

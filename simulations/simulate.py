@@ -79,8 +79,7 @@ def _on_ray(config: Config, text: str, folder: Path, party: KeyParty) -> None:
     # Ray's workers inherit this: clients keep their disk below the run, as on our own grid.
     os.environ["PERENNIAL_STATE"] = str(folder / "clients")
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    if party.key_file is not None:
-        os.environ["PERENNIAL_KEY_FILE"] = str(party.key_file.resolve())
+    os.environ["PERENNIAL_KEY_FILE"] = str(party.key_file.resolve()) if party.key_file else ""
     run_config: dict[str, Any] = {
         wire.CONFIG_KEY: text,
         wire.FOLDER_KEY: str(folder),

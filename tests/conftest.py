@@ -76,7 +76,9 @@ def key_files(tmp_path_factory):
             made[scheme] = (card.fingerprint, keys.client_path(folder / "keys"), folder, words)
         fingerprint, client, folder, words = made[scheme]
         audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
-        options = {"keys": str(folder / "keys"), "audit": str(audit), "passphrase": words}
+        (folder / "passphrase").write_text(words)
+        words_in = str(folder / "passphrase")
+        options = {"keys": str(folder / "keys"), "audit": str(audit), "passphrase_file": words_in}
         return fingerprint, client, plugins.load("privacy", "in_process", options, KeyHolder)
 
     return files

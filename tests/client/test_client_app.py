@@ -131,3 +131,20 @@ def test_a_fleet_of_another_size_than_the_config_is_refused(task, tmp_path, capl
     reply = app.train(message(task), there)
     assert reply.error.reason == "train: RunError"
     assert "must be the number of nodes; this node is one of 7" in caplog.text
+
+
+def test_a_client_with_a_key_sends_nothing_in_the_clear(task, tmp_path):
+    there = context(tmp_path)
+    there.node_config["key-file"] = str(tmp_path / "client.key")
+    reply = app.train(message(task), there)
+    assert reply.has_error()
+    assert reply.error.reason == "train: RunError"
+
+
+def test_a_client_with_pins_takes_no_part_in_sums_without_masks(task, tmp_path):
+    (tmp_path / "pins").write_text("\n".join(f"{i:064x}" for i in range(3)))
+    there = context(tmp_path)
+    there.node_config["identities"] = str(tmp_path / "pins")
+    reply = app.train(message(task), there)
+    assert reply.has_error()
+    assert reply.error.reason == "train: ConfigError"

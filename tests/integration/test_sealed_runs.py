@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from running import TINY, broken_run, changed, run
 
 from perennial.core.errors import RunError
 from perennial.data.sample import build as build_sample
-from perennial.simulations import compat, grid
+from perennial.simulations import compat, grid, keyholder
 from perennial.simulations.simulate import simulate
 
 pytestmark = pytest.mark.integration
@@ -162,6 +165,17 @@ def test_garbage_is_left_out(tmp_path):
 def test_a_sealed_run_killed_and_resumed_ends_with_the_same_bits(name, unbroken, tmp_path):
     text = changed(SEALED, keyholder__name=name)
     folder, report = broken_run(tmp_path, kills=3, text=text, seed=len(name))
+    assert report["adapter_hash"] == unbroken[1]["adapter_hash"]
+    places = [(e["domain"], e["round"]) for e in openings(folder)]
+    assert len(places) == len(set(places)) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sealed_run_killed_twenty_times_ends_with_the_same_bits(unbroken, tmp_path, seed):
+    text = changed(SEALED, keyholder__name="service")
+    folder, report = broken_run(tmp_path, kills=20, text=text, seed=seed + 1)
     assert report["adapter_hash"] == unbroken[1]["adapter_hash"]
     places = [(e["domain"], e["round"]) for e in openings(folder)]
     assert len(places) == len(set(places)) == 9
@@ -323,6 +337,80 @@ def test_a_sum_with_garbage_in_it_gives_the_round_up_and_the_run_goes_on(tmp_pat
     assert "given up" in failed[0]["reason"]
     assert "garbage" in failed[0]["reason"]
     assert len(openings(tmp_path / "run")) == 9
+
+
+def test_a_sum_that_waits_under_an_old_key_is_dropped_and_the_round_asked_again(
+    unbroken, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("perennial.server.exchange.opened_sum", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(SEALED, folder)
+    assert (folder / "pending.bin").stat().st_mode & 0o077 == 0
+    shutil.rmtree(folder / "keyholder")
+    assert run(folder, SEALED)["adapter_hash"] == unbroken[1]["adapter_hash"]
+    reasons = [e["reason"] for e in events_of(folder) if e["event"] == "round_failed"]
+    assert len(reasons) == 1
+    assert "no longer in force" in reasons[0]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_refusal_of_the_key_holder_costs_an_attempt_and_leaves_no_sum_behind(tmp_path):
+    strict = changed(SEALED, round__retries=1)
+    real = keyholder.key_party
+
+    @contextmanager
+    def stricter(config, folder):
+        with real(config, folder) as party:
+            yield replace(party, options={**party.options, "min_clients": 5})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("perennial.simulations.simulate.key_party", stricter)
+        with pytest.raises(RunError, match=r"2 attempts.*over at least 5"):
+            simulate(strict, tmp_path / "run")
+    assert not (tmp_path / "run" / "pending.bin").exists()
+    assert run(tmp_path / "run", strict)["finished"]
+
+
+def test_a_reveal_that_is_no_answer_fails_the_attempt_before_anything_is_opened(
+    tmp_path, monkeypatch
+):
+    from perennial.privacy.sealed import SealedSum
+
+    real, bad = SealedSum.reveal, []
+
+    def reveal(self, pact, note, party):
+        if len(bad) < 2:
+            bad.append(party.node)
+            return b"x"
+        return real(self, pact, note, party)
+
+    monkeypatch.setattr(SealedSum, "reveal", reveal)
+    text = changed(
+        SEALED, shards__num_clients=8, simulation__faults__drop_rate=0.2, round__retries=5
+    )
+    assert run(tmp_path / "run", text)["finished"]
+    reasons = [e["reason"] for e in events_of(tmp_path / "run") if e["event"] == "round_failed"]
+    assert bad
+    assert any("must reveal their masks" in reason for reason in reasons)
+    assert not any("given up" in reason for reason in reasons)
+    assert len(openings(tmp_path / "run")) == 9
+
+
+def test_no_passphrase_and_no_secret_stands_in_what_a_run_leaves_to_read(unbroken):
+    folder, _ = unbroken
+    words = (folder / "keyholder" / "passphrase").read_text().strip()
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "passphrase":
+            assert words.encode() not in path.read_bytes(), path
+    private = {"answer.bin", "identity.key", "holder.key", "client.key", "passphrase"}
+    found = [path for path in folder.rglob("*") if path.name in private]
+    assert {path.name for path in found} == private
+    assert all(path.stat().st_mode & 0o077 == 0 for path in found)
 
 
 def test_the_server_s_half_loads_nothing_that_decrypts():

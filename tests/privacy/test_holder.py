@@ -5,12 +5,12 @@ import threading
 import numpy as np
 import pytest
 
-from perennial.core.errors import ConfigError, RunError
+from perennial.core.errors import ConfigError, RefusedError, RunError
 from perennial.core.sums import Pact, Scheme
 from perennial.privacy import holder as holders
 from perennial.privacy import in_process, keys, lattice
 from perennial.privacy.audit_log import AuditLog, verify
-from perennial.privacy.holder import Holder, Refused
+from perennial.privacy.holder import Holder
 from perennial.privacy.ring import Form, add, prime_below, unpack_bits
 
 WORDS = "correct horse battery"
@@ -121,7 +121,7 @@ def refusals(folder):
 )
 def test_what_is_refused_is_told_and_logged(name, held, folders, path):
     changes, nodes, body, why = refusals(folders["bfv"])[name]
-    with pytest.raises(Refused, match=why) as refusal:
+    with pytest.raises(RefusedError, match=why) as refusal:
         held.open(pact_of(held, **changes), nodes, body)
     assert "\n" not in str(refusal.value)
     entry = log_of(path)[-1]
@@ -164,7 +164,8 @@ def test_another_sum_of_an_opened_round_is_refused(change, restart, folders, pat
     if restart:
         held._log.close()
         held = again(folders, path)
-    with pytest.raises(Refused, match="round 2 of domain 0 of run 'run' was opened with another"):
+    words = "round 2 of domain 0 of run 'run' was opened with another"
+    with pytest.raises(RefusedError, match=words):
         held.open(pact_of(held, **fields), nodes, body)
     assert events(path)[-1] == "refused"
 
@@ -182,7 +183,7 @@ def test_no_answer_without_its_line_on_disk(held, folders, path, monkeypatch):
         broken.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(RunError, match="No space left") as failure:
             held.open(pact_of(held), NODES, body)
-        assert not isinstance(failure.value, Refused)
+        assert not isinstance(failure.value, RefusedError)
     other = body_of(folders["bfv"], slots(1))
     assert held.open(pact_of(held), NODES, other), "nothing was opened, so the round is free"
     assert verify(path) == 2
@@ -216,7 +217,7 @@ def test_of_many_requests_at_once_for_one_round_one_wins(held, folders, path):
     def ask(body):
         try:
             done.append(held.open(pact_of(held), NODES, body))
-        except Refused:
+        except RefusedError:
             done.append(None)
 
     threads = [threading.Thread(target=ask, args=(body,)) for body in bodies]
@@ -231,7 +232,11 @@ def test_of_many_requests_at_once_for_one_round_one_wins(held, folders, path):
 
 def test_in_process_opens_late_and_the_same(folders, tmp_path, monkeypatch):
     monkeypatch.delenv(keys.PASSPHRASE, raising=False)
-    kept = in_process.build(keys=str(folders["bfv"]), audit=str(tmp_path / "a"), passphrase=WORDS)
+    (tmp_path / "words").write_text(WORDS)
+    words = str(tmp_path / "words")
+    kept = in_process.build(
+        keys=str(folders["bfv"]), audit=str(tmp_path / "a"), passphrase_file=words
+    )
     assert not (tmp_path / "a").exists()
     row = slots(0)
     answer = kept.open(pact_of(kept), NODES, body_of(folders["bfv"], row))

@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +25,8 @@ def bfv(t_bits, q_bits, model="symmetric", degree=N):
 
 
 def tight(model):
-    special = prime_below(40, N, 1) if model == "public" else 0
-    return Scheme("ckks", N, (prime_below(40, N),), special, 0, 2.0**30, model)
+    special = prime_below(41, N) if model == "public" else 0
+    return Scheme("ckks", N, (prime_below(47, N),), special, 0, 2.0**39, model)
 
 
 def nvflare(model):
@@ -107,20 +109,17 @@ def test_public_sums_at_full_capacity_are_exact(capacity, t_bits, q_bits):
 @SIZES
 def test_two_more_bits_give_public_sums_bits_to_spare_too(capacity, t_bits, q_bits):
     more = min(q_bits + 2, 60)
-    scheme = bfv(t_bits + more - q_bits - 2, more, "public")
-    found, wanted, budget = opened_at_capacity(scheme, capacity)
+    shift = more - q_bits - 2
+    found, wanted, budget = opened_at_capacity(bfv(t_bits + shift, more, "public"), capacity)
     assert np.array_equal(found, wanted)
     assert budget >= 2
 
 
 def test_a_modulus_without_room_for_the_noise_gives_wrong_sums():
-    # The same test can fail: of 48 bits, 52 leave room for three times the noise of one.
-    scheme = bfv(48, 52)
-    slots = random_slots(scheme, 16)
-    total = total_of(scheme, slots)
-    wanted = slots.astype(object).sum(axis=0) % scheme.modulus
-    assert parties(scheme)[1].noise_budget(*total) == 0
-    assert not np.array_equal(parties(scheme)[1].decrypt(*total)[0], wanted)
+    # So the tests above can fail: 4 bits more than those of the slots are room for noise of 8.
+    found, wanted, budget = opened_at_capacity(bfv(48, 52), 16)
+    assert budget == 0
+    assert not np.array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -136,12 +135,13 @@ def test_every_slot_comes_back(model):
 
 
 # Fresh noise is 3.2 wide, in public-key encryption after rounding by the special prime 15 wide;
-# over N coefficients it adds up to that times sqrt(N / 2) in a slot: 20 times that is never seen.
+# over N coefficients it adds up to that times sqrt(N / 2) in a slot (with a public key more in some
+# and less in others, see `limits.grid`): 20 times that is never seen.
 @pytest.mark.parametrize(
     ("scheme", "bound"),
     [
-        (tight("symmetric"), 20 * 3.2 * 46 * 2.0**-30),
-        (tight("public"), 20 * 15 * 46 * 2.0**-30),
+        (tight("symmetric"), 20 * 3.2 * 46 * 2.0**-39),
+        (tight("public"), 20 * 15 * 46 * 2.0**-39),
         (nvflare("symmetric"), 20 * 3.2 * 64 * 2.0**-40),
         (nvflare("public"), 20 * 21 * 64 * 2.0**-40),
     ],
@@ -153,8 +153,7 @@ def test_ckks_sums_are_off_by_the_noise_alone(scheme, bound):
     assert total[0].shape == (len(scheme.primes), 1, scheme.degree)
     found = parties(scheme)[1].decrypt(*total)
     assert found.dtype == np.float64
-    error = np.abs(found[0] - slots.sum(axis=0)).max()
-    assert 0.0 < error < 4 * bound  # noise of sixteen
+    assert 0.0 < np.abs(found[0] - slots.sum(axis=0)).max() < 4 * bound  # noise of sixteen
 
 
 def above_59_bits(degree):
@@ -202,8 +201,7 @@ def test_no_two_encryptions_are_alike():
 def test_no_ciphertexts(scheme):
     c0, c1 = sent(scheme, random_slots(scheme, 0))
     assert c0.shape == (1, 0, scheme.degree)
-    found = parties(scheme)[1].decrypt(c0, c1)
-    assert found.shape == (0, random_slots(scheme, 1).shape[1])
+    assert parties(scheme)[1].decrypt(c0, c1).shape == random_slots(scheme, 0).shape
 
 
 def test_the_noise_budget_needs_a_bfv_ciphertext():
@@ -223,17 +221,13 @@ def test_well_formed_garbage_opens_to_garbage(scheme, seed):
     body = form.write(words, seeds if form.seeded else words[:, ::-1])
     found = parties(scheme)[1].decrypt(*form.read(body, 2))
     assert found.shape[0] == 2
-    if scheme.name == "bfv":
-        assert found.max() < scheme.modulus
-    else:
-        assert np.isfinite(found).all()
+    assert (found < (scheme.modulus or np.inf)).all()  # no nan either
 
 
 @pytest.mark.parametrize("scheme", [SMALL, tight("symmetric")], ids=["bfv", "ckks"])
 def test_extreme_ciphertexts_open(scheme):
-    zero = np.zeros((len(scheme.primes), 1, scheme.degree), np.uint64)
-    top = zero + np.uint64(scheme.primes[0] - 1)
-    for pair in itertools.product((zero, top), repeat=2):
+    zero = np.zeros((1, 1, scheme.degree), np.uint64)
+    for pair in itertools.product((zero, zero + np.uint64(scheme.primes[0] - 1)), repeat=2):
         parties(scheme)[1].decrypt(*pair)
 
 
@@ -279,8 +273,7 @@ def test_a_flipped_bit_of_a_key_goes_unseen_by_seal_so_key_files_need_their_chec
 def test_fingerprints_tell_keys_and_schemes_apart():
     secret, public = keys(SMALL)
     first = lattice.fingerprint(SMALL, secret, public)
-    assert len(first) == 32
-    assert int(first, 16) >= 0
+    assert len(bytes.fromhex(first)) == 16
     assert lattice.fingerprint(SMALL, secret, public) == first
     other = dataclasses.replace(SMALL, model="public")
     more = [(other, secret, public), (SMALL, public, secret), (SMALL, secret + public, b"")]
@@ -298,13 +291,25 @@ def test_without_files_in_memory_a_private_folder_serves_and_is_emptied(monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("model", MODELS)
+def test_a_full_disk_is_told_by_name(model, monkeypatch):
+    scheme = bfv(20, 40, model, degree=2048) if model == "symmetric" else bfv(48, 58, model)
+    sealer, _ = parties(scheme)
+    slots = random_slots(scheme, 1)
+    monkeypatch.setattr(lattice, "_passage", lambda: contextlib.nullcontext("/dev/full"))
+    for fails in (lambda: lattice.generate(scheme), lambda: sealer.encrypt(slots)):
+        with pytest.raises(ValueError, match="SEAL must accept the disk or memory"):
+            fails()
+
+
 @pytest.mark.skipif(not lattice._IN_MEMORY, reason="needs /proc")
 def test_no_file_stays_open():
     parties(SMALL)
     before = len(os.listdir("/proc/self/fd"))
     sealed = sent(SMALL, random_slots(SMALL, 2))
-    parties(SMALL)[1].decrypt(*sealed)
-    parties(SMALL)[1].noise_budget(*sealed)
+    assert parties(SMALL)[1].noise_budget(*sealed)
+    assert parties(SMALL)[1].decrypt(*sealed).any()
     with pytest.raises(ValueError, match="key"):
         lattice.Opener(SMALL, b"x")
     assert len(os.listdir("/proc/self/fd")) == before

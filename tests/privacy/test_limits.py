@@ -67,7 +67,7 @@ def test_the_limits_are_seals_own():
 def test_seal_refuses_unsafe_schemes_too(monkeypatch):
     monkeypatch.setitem(limits.MAX_BITS, N, 1000)
     scheme = dataclasses.replace(BFV, special=prime_below(60, N))
-    with pytest.raises(ValueError, match="must be valid: .*security"):
+    with pytest.raises(ValueError, match=r"must be valid: .*security"):
         lattice.generate(scheme)
 
 
