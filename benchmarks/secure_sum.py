@@ -80,7 +80,8 @@ class Cohort:
         if self.sums.scheme:
             self._key = keys.create(folder / "keys", self.sums.scheme, WORDS).fingerprint
             client_key = keys.client_path(folder / "keys")
-            held = {"keys": str(folder / "keys"), "passphrase": WORDS}
+            (folder / "passphrase").write_text(WORDS)
+            held = {"keys": str(folder / "keys"), "passphrase_file": str(folder / "passphrase")}
             self._holder = plugins.load("privacy", "in_process", held, KeyHolder)
         self._parties = [Party(node, folder / str(node), client_key) for node in range(clients)]
         self._cards = {party.node: self.sums.join(party, RUN) for party in self._parties}
@@ -123,9 +124,8 @@ class Cohort:
         found["add"] = time.process_time() - start
         closed = self.sums.close(total, pact)
         start = time.process_time()
-        opened = self.open(closed, pact, 3)
-        found["open"] = time.process_time() - start
-        return {**found, "closed": len(closed), "down": len(opened)}
+        found |= {"closed": len(closed), "down": len(self.open(closed, pact, 3))}
+        return found | {"open": time.process_time() - start}
 
 
 def delta(seed: int, size: int) -> Vector:
@@ -252,17 +252,17 @@ def exact_rows(folder: Path, size: int, variants: Sequence[Variant]) -> list[Row
     """How many values of a sum over a full cohort are not numpy's."""
     rows = []
     for i, variant in enumerate(variants):
-        capacity = variant.options["capacity"]
+        capacity, half = variant.options["capacity"], 2 ** (variant.options["bits"] - 1) - 1
         masks = "" if variant.options.get("masks") is False else f", {NEIGHBOURS} masks each"
         progress(f"exactness, {variant.name}{masks}")
-        cohort = Cohort(variant, folder / f"exact{i}", capacity)
-        opened = cohort.total(size)
-        half = 2 ** (variant.options["bits"] - 1) - 1
+        opened = Cohort(variant, folder / f"exact{i}", capacity).total(size)
         levels = np.zeros(size, np.int64)
         for node in range(capacity):
             scaled = delta(node, size) * np.float32(1.0 / CLIP * half)
-            scaled += np.random.default_rng([node, 1]).random(size, np.float32)  # as `seal` does
-            levels += np.floor(scaled).astype(np.int64)
+            np.clip(scaled, -half, half, out=scaled)
+            whole = np.floor(scaled)  # rounded up with the chance of the rest, as `seal` does
+            up = scaled - whole > np.random.default_rng([node, 1]).random(size, np.float32)
+            levels += whole.astype(np.int64) + up
         wrong = np.count_nonzero(opened.total != levels * (CLIP / half))
         title = f"wrong values in a sum of {capacity} clients: {variant.name}{masks}"
         rows.append(Row(title, int(wrong) + (opened.weight != capacity), f"of {size:,}", 0))

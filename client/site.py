@@ -150,7 +150,11 @@ class Site:
     def _sealed(self, client: Client, task: Task, kept: Kept, sealing: Sealing) -> Kept:
         metrics, figures = {"seconds": kept.metrics["seconds"]}, Figures(kept.weight, kept.loss)
         if not self.secure_sum.single_updates:  # weight and loss travel inside the seal
-            figures = replace(figures, weight=min(kept.weight, self._largest_weight()))
+            most = self._largest_weight()
+            if kept.weight > most:
+                words = "client %d trained on %d records and counts for [round] max_weight = %d"
+                logger.warning(words, client.index, kept.weight, most)
+            figures = replace(figures, weight=min(kept.weight, most))
         else:
             metrics["weight"] = kept.weight
             metrics |= {"loss": kept.loss} if math.isfinite(kept.loss) else {}

@@ -47,6 +47,8 @@ from perennial.server.round import Terms, collect, opened_sum
 from perennial.server.sums import agree, unmask
 from perennial.simulations import compat
 
+pytestmark = pytest.mark.integration  # a minute and more of messages
+
 # Target -> messages that it gets here.
 NUM = {
     "server": {"bfv": 1000, "bfv without masks": 700, "ckks": 500, "masks": 600, "plain": 400},
@@ -958,7 +960,6 @@ def test_the_four_bytes_and_the_sizes_that_lie_reach_no_parser(home, tmp_path, k
         assert fleet.sums.close(total, pact) == closed
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("data", "use"),
     [("FOUR", "vector + other"), ("resized(bfv, 10**6)", "other.decrypt()")],
@@ -980,7 +981,6 @@ def test_tenseal_itself_dies_of_them(data, use):
     assert done.returncode < 0, done.stderr
 
 
-@pytest.mark.integration
 def test_the_key_holders_service_answers_each_with_a_status(home, tmp_path, watched):
     tls = home / "tls"
     (tmp_path / "holder.toml").write_text(
