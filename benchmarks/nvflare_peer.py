@@ -115,15 +115,15 @@ class Package:
         logging.disable(logging.CRITICAL)  # there is no engine to report its figures to
         builder = HEBuilder()
         builder.initialize(None, None)
-        folder = Path(tempfile.mkdtemp(prefix="nvflare-peer-"))
-        context = builder.get_serialized_context(is_client=True)
-        (folder / "client_context.tenseal").write_bytes(context)
-        SecurityContentService.initialize(str(folder))
         self._site = _fl_context("site")
         self._site.set_peer_context(_fl_context("server"))
         self._encryptor, self._decryptor = HEModelEncryptor(), HEModelDecryptor()
-        for part in (self._encryptor, self._decryptor):
-            part.handle_event(EventType.START_RUN, self._site)
+        with tempfile.TemporaryDirectory() as folder:
+            context = builder.get_serialized_context(is_client=True)
+            (Path(folder) / "client_context.tenseal").write_bytes(context)
+            SecurityContentService.initialize(folder)
+            for part in (self._encryptor, self._decryptor):
+                part.handle_event(EventType.START_RUN, self._site)
 
     def seal(self, tensors: Tensors) -> bytes:
         """A DXO through `HEModelEncryptor`, then the Shareable's bytes."""
