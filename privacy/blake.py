@@ -161,13 +161,12 @@ def _mix(state: Words, message: Words) -> None:
     a, windows = state[:4], [np.empty((7, state.shape[1]), np.uint64) for _ in range(3)]
     for window, start in zip(windows, (4, 8, 12), strict=True):
         window[:4] = state[start : start + 4]
-    spare = np.empty_like(a)
+    spare, (b, c, d) = np.empty_like(a), windows
     for columns, diagonals in _MIXES:
-        _mix_rows(a, *(window[:4] for window in windows), message, columns, spare)
+        _mix_rows((a, b[:4], c[:4], d[:4]), message, columns, spare)
         for turn, window in enumerate(windows, 1):
             window[4 : 4 + turn] = window[:turn]
-        slid = (window[turn : turn + 4] for turn, window in enumerate(windows, 1))
-        _mix_rows(a, *slid, message, diagonals, spare)
+        _mix_rows((a, b[1:5], c[2:6], d[3:7]), message, diagonals, spare)
         for turn, window in enumerate(windows, 1):
             window[:turn] = window[4 : 4 + turn]
     for window, start in zip(windows, (4, 8, 12), strict=True):
@@ -175,9 +174,10 @@ def _mix(state: Words, message: Words) -> None:
 
 
 def _mix_rows(
-    a: Words, b: Words, c: Words, d: Words, message: Words, orders: _Orders, spare: Words
+    state: tuple[Words, Words, Words, Words], message: Words, orders: _Orders, spare: Words
 ) -> None:
     """Four mixes at once, rows [4, n] in place; `orders` says which words go to which row."""
+    a, b, c, d = state
     for step, (x, y, z) in enumerate(((a, b, d), (c, d, b), (a, b, d), (c, d, b))):
         np.add(x, y, out=x)
         if step % 2 == 0:
