@@ -99,7 +99,7 @@ class _PlainSum:
         return {}
 
     def reveal(self, pact: Pact, note: bytes, party: Party) -> bytes:
-        """RefusedError: there is nothing to reveal.
+        """Refused: there is nothing to reveal.
 
         Raises:
             RunError: always.

@@ -178,7 +178,7 @@ class SealedSum:
         return self.wrapping.add(total, content, blocks)
 
     def single(self, body: bytes, pact: Pact) -> Vector:
-        """RefusedError: single updates are what this sum hides.
+        """Refused: single updates are what this sum hides.
 
         Raises:
             ValueError: always.
