@@ -21,6 +21,8 @@ from perennial.core.sums import Figures, Pact, Party
 from perennial.privacy.codec import LEAST_SCALE, Front, IntCodec, bound
 from perennial.privacy.packing import for_bfv
 
+pytestmark = pytest.mark.integration  # half a minute of sums
+
 # The sizes that were measured: (bits, capacity).
 FORMS = [(8, 16), (8, 64), (12, 64), (16, 64), (8, 256)]
 MOST = 250
