@@ -35,6 +35,24 @@ def write_atomically(path: Path, content: bytes | str, mode: int = 0o666) -> Non
     sync_folder(path.parent)
 
 
+def claim(handle: int, *, wait: bool = False) -> None:
+    """Hold an open file until it is closed or the process dies, however it dies (POSIX).
+
+    Args:
+        handle: descriptor of the file.
+        wait: until another process gives it free, instead of raising.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` survive a power cut (POSIX; elsewhere nothing is done)."""
     if not hasattr(os, "O_DIRECTORY"):

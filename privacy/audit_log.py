@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..core.errors import DataError, RunError
-from ..core.files import sync_folder
+from ..core.files import claim, sync_folder
 
 Entry: TypeAlias = Mapping[str, Any]
 """One line: `time` (UTC), `event`, its fields, `previous` and `hash`."""
@@ -169,11 +169,7 @@ def _write_all(file: int, content: bytes) -> None:
 
 def _lock(file: int, path: Path) -> None:
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claim(file)
     except BlockingIOError as error:
         raise RunError(
             f"{path} must belong to one key holder; another process has it open. Stop that one, "

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RunError
+from ..core.files import write_atomically
 from .cards import is_key, is_node
-from .vault import write_privately
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _path(folder: Path) -> Path:
 
 
 def _write(folder: Path, session: Session) -> None:
-    write_privately(_path(folder), json.dumps(asdict(session)).encode("ascii"))
+    write_atomically(_path(folder), json.dumps(asdict(session)), 0o600)
 
 
 def _read(values: Any) -> Session:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..core.errors import RunError
-from ..core.files import write_atomically
+from ..core.files import claim, write_atomically
 from ..core.sums import Pact, Party
 from .cards import Card, encode, is_key, signed_text
 from .keystream import SEED_BYTES
@@ -82,7 +82,7 @@ def recognise(folder: Path, run: str, identities: Mapping[int, str]) -> None:
             )
     new = {str(node): found for node, found in identities.items()}
     if not new.keys() <= known.keys():
-        write_privately(path, json.dumps({**known, **new}, sort_keys=True).encode())
+        write_atomically(path, json.dumps({**known, **new}, sort_keys=True), 0o600)
 
 
 @contextmanager
@@ -94,30 +94,13 @@ def locked(folder: Path) -> Iterator[None]:
     pairs = folder / "pairs"
     pairs.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(pairs / ".lock", "wb", opener=_private) as file:
-        _hold(file.fileno())
+        with suppress(OSError):  # a file system without locks
+            claim(file.fileno(), wait=True)
         yield
-
-
-def write_privately(path: Path, content: bytes) -> None:
-    """Write atomically and synced a file that only its owner may read.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; `path` keeps its old content.
-    """
-    write_atomically(path, content, 0o600)
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _hold(handle: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _identity(folder: Path) -> Ed25519PrivateKey:
@@ -149,7 +132,7 @@ def _run_path(folder: Path, run: str, ending: str) -> Path:
 def _key(path: Path) -> bytes:
     """The 32 secret bytes in `path`, in hex; made and written if there is no such file."""
     if not path.exists():
-        write_privately(path, secrets.token_hex(32).encode() + b"\n")
+        write_atomically(path, secrets.token_hex(32) + "\n", 0o600)
     text = path.read_bytes().decode("ascii", "replace").strip()
     if not is_key(text):
         raise RunError(f"{path} must hold 64 hex digits; restore it, or remove it to be another")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from ..core.errors import RunError
+from ..core.files import claim
 
 Event: TypeAlias = dict[str, Any]
 """One line of the log: `event`, `time` and the fields of that event."""
@@ -206,13 +207,8 @@ def _integer(event: Event, field: str) -> int:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Hold `file` until it is closed or the process dies, however it dies (POSIX)."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claim(file.fileno())
     except BlockingIOError as error:
         raise RunError(
             f"{path} must belong to one process; another one is running this run. "

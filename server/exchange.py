@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from ..core.errors import RefusedError, RunError
-from ..core.sums import Opened
+from ..core.sums import Opened, Pact
 from ..core.values import ServerState, Update
 from ..core.wire import PARAMS, SUMMARY, TRAIN, Task
 from . import nodes, pending
@@ -157,7 +157,7 @@ def _collect(
     vectors = {PARAMS: state.params, SUMMARY: state.summary}
     down = len(agreement.nodes) * sum(vector.nbytes for vector in vectors.values())
     down += sum(len(note) for note in agreement.notes.values())
-    place_ = _place(agreement)
+    place_ = _place(agreement.pact)
     if told:
         room.log.emit("round_started", **place_, asked=len(agreement.nodes), bytes_down=down)
     question = Question(kind, asking, vectors, agreement.pact, agreement.notes)
@@ -174,8 +174,7 @@ def _collect(
     return tally, {"bytes_down": down, "add_seconds": tally.add_seconds}
 
 
-def _place(agreement: Agreement) -> dict[str, int]:
-    pact = agreement.pact
+def _place(pact: Pact) -> dict[str, int]:
     return {"domain": pact.domain, "round": pact.round, "attempt": pact.attempt}
 
 
@@ -193,7 +192,7 @@ def _resumed(room: Room, waiting: Pending, kind: str) -> Outcome | Failure:
     if pact.key != room.holder.fingerprint():
         pending.drop(room.folder)
         return Failure("a sum was closed under a key that is no longer in force")
-    place_ = {"domain": pact.domain, "round": pact.round, "attempt": pact.attempt}
+    place_ = _place(pact)
     if kind == TRAIN:
         down = int(waiting.figures["bytes_down"])
         room.log.emit("round_started", **place_, asked=waiting.asked, bytes_down=down)
@@ -231,7 +230,7 @@ def _open(room: Room, waiting: Pending, tally: Tally, kind: str) -> Outcome | Fa
 
 def _tell(room: Room, waiting: Pending, tally: Tally, opened: Opened, seconds: float) -> None:
     pact, figures = waiting.pact, waiting.figures
-    place_ = {"domain": pact.domain, "round": pact.round, "attempt": pact.attempt}
+    place_ = _place(pact)
     loss = opened.loss / opened.weight if opened.weight else math.nan
     if not room.secure_sum.single_updates:
         room.log.emit(

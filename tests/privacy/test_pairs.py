@@ -642,7 +642,7 @@ def test_a_kill_while_sealing_gives_no_seeds_away(five, monkeypatch):
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("perennial.privacy.sessions.write_privately", killed)
+        patch.setattr("perennial.privacy.sessions.write_atomically", killed)
         with pytest.raises(KilledError):
             PAIRS.seeds(pact, notes[node], parties[node])
     assert PAIRS.seeds(pact, notes[node], parties[node])
