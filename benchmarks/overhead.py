@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from table import Row, median, progress, run
 
-from perennial.client.site import open_site
+from perennial.client.site import forget_site
 from perennial.core import check
 from perennial.core.config import Config
 from perennial.core.parts import Encoded, Model
@@ -54,7 +54,7 @@ every = 0
 
 def simulated(text: str) -> str:
     """One simulated run; the hash of its adapter."""
-    open_site.cache_clear()
+    forget_site()
     with tempfile.TemporaryDirectory() as folder:
         simulate(text, Path(folder) / "run")
         events = (Path(folder) / "run" / "events.jsonl").read_text().splitlines()

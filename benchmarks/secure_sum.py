@@ -27,7 +27,7 @@ from table import Row, median, progress, run
 
 from perennial.core import plugins
 from perennial.core.parts import KeyHolder, SecureSum
-from perennial.core.sums import Figures, Opened, Pact, Party
+from perennial.core.sums import Chance, Figures, Opened, Pact, Party
 from perennial.core.values import Vector
 from perennial.privacy import keys
 
@@ -96,8 +96,8 @@ class Cohort:
 
     def seal(self, node: int, delta: Vector, pact: Pact, notes: dict[int, bytes]) -> bytes:
         """One client's body."""
-        party, rng = self._parties[node], np.random.default_rng([node, 1])
-        return self.sums.seal(delta, Figures(1.0, 0.5), pact, notes.get(node, b""), party, rng)
+        party, chance = self._parties[node], Chance(np.random.default_rng([node, 1]))
+        return self.sums.seal(delta, Figures(1.0, 0.5), pact, notes.get(node, b""), party, chance)
 
     def open(self, closed: bytes, pact: Pact, count: int) -> bytes:
         """What the key holder gives."""

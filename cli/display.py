@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..core.errors import PerennialError
+from ..core.private import USER
 from ..server.events import Event, number, read_events
 from ..server.report_sums import in_brief
 from ..server.units import DASH, count, duration, percent, size
 from .follow import Progress, Tail, accuracies, rejected
+from .spent import Spent
 from .tables import print_matrix
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Display:
         self._skip_old = skip_old
         self._tail = Tail(path)
         self._progress = Progress()
+        self._spent = Spent()
         self._sum: Event | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -108,13 +111,15 @@ class Display:
             if self._mode == "json":
                 print(json.dumps(event, separators=(",", ":")), flush=True)
             elif self._mode == "plain":
-                for line in plain_lines(event, self._progress, self._sum):
+                for line in plain_lines(event, self._progress, self._sum, self._spent):
                     print(line, flush=True)
         if self._live is not None:
-            self._live.update(_page(self._progress, self._sum), refresh=True)
+            page = _page(self._progress, self._sum, self._spent)
+            self._live.update(page, refresh=True)
 
     def _see(self, event: Event) -> None:
         self._progress.see(event)
+        self._spent.see(event)
         if event["event"] == "sum_opened":
             self._sum = event
 
@@ -139,14 +144,18 @@ def _look_away() -> None:
     os.close(nowhere)
 
 
-def plain_lines(event: Event, progress: Progress, opened: Event | None = None) -> Iterator[str]:
+def plain_lines(
+    event: Event, progress: Progress, opened: Event | None = None, spent: Spent | None = None
+) -> Iterator[str]:
     """What `plain` mode prints for an event that `progress` has seen: no line or one.
 
     Args:
         event: the newest.
         progress: the run so far.
         opened: the last `sum_opened`, where updates are hidden.
+        spent: what is promised and spent.
     """
+    private = spent is not None and bool(spent.targets)
     kind, where = event["event"], _where(event, progress)
     if kind == "run_started":
         domains = count(len(progress.domains), "domain")
@@ -157,8 +166,11 @@ def plain_lines(event: Event, progress: Progress, opened: Event | None = None) -
         yield f"{where}: started, {event.get('labels', 0)} labels"
     elif kind == "round_finished":
         cells = _cells(event)
-        words = f"loss {cells[0]}, up {cells[1]}, down {cells[2]}, {cells[3]}, rejected {cells[4]}"
-        extra = in_brief(opened) if opened is not None and _same_place(opened, event) else ""
+        # No client of a private run tells its loss.
+        first = spent.words() if spent and private else f"loss {cells[0]}"
+        words = f"{first}, up {cells[1]}, down {cells[2]}, {cells[3]}, rejected {cells[4]}"
+        same = opened is not None and _same_place(opened, event)
+        extra = _last_sum(opened, spent) if same else ""
         line = f"{where}, round {_of(progress.round, progress.rounds)}: {words}"
         yield f"{line}, {extra}" if extra else line
     elif kind == "round_failed":
@@ -168,7 +180,8 @@ def plain_lines(event: Event, progress: Progress, opened: Event | None = None) -
         words = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
         yield f"{where}: accuracy {percent(_mean(scores))} ({words or 'nothing measured'})"
     elif kind == "domain_finished":
-        yield f"{where}: finished in {duration(number(event.get('seconds')) or 0.0)}"
+        words = f"; {spent.words()}" if spent and private else ""
+        yield f"{where}: finished in {duration(number(event.get('seconds')) or 0.0)}{words}"
     elif kind == "run_finished":
         yield f"run finished in {duration(number(event.get('seconds')) or 0.0)}"
 
@@ -194,6 +207,12 @@ def _cells(event: Event) -> tuple[str, str, str, str, str]:
     )
 
 
+def _last_sum(opened: Event | None, spent: Spent | None) -> str:
+    """How the last sum travelled; empty where updates are not hidden."""
+    told = spent is None or USER not in spent.targets
+    return "" if opened is None else in_brief(opened, told=told)
+
+
 def _same_place(one: Event, other: Event) -> bool:
     return all(one.get(key) == other.get(key) for key in ("domain", "round", "attempt"))
 
@@ -215,14 +234,18 @@ def _live() -> Live:
     return Live(console=_console(), auto_refresh=False)
 
 
-def _page(progress: Progress, opened: Event | None = None) -> RenderableType:
+def _page(
+    progress: Progress, opened: Event | None = None, spent: Spent | None = None
+) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Any] = [Text(_title(progress), style="bold"), _bars(progress)]
     if progress.table:
-        parts += [Text(""), _rounds(progress)]
-    if opened is not None and (words := in_brief(opened)):
+        parts += [Text(""), _rounds(progress, spent)]
+    if spent and (promise := spent.words()):
+        parts.append(Text(promise, style="dim"))
+    if words := _last_sum(opened, spent):
         parts.append(Text(f"last sum: {words}", style="dim"))
     if progress.scores:
         parts += [Text(""), *_scores(progress.scores)]
@@ -276,17 +299,29 @@ def _scores(scores: dict[str, float]) -> Iterator[RenderableType]:
     yield grid
 
 
-def _rounds(progress: Progress) -> RenderableType:
+def _rounds(progress: Progress, spent: Spent | None) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("domain", max_width=24, no_wrap=True)
-    for name in ("round", "loss", "accuracy", "up", "down", "time", "rejected"):
+    private = spent is not None and bool(spent.targets)
+    # No client of a private run tells its loss.
+    for name in (
+        "round",
+        "epsilon" if private else "loss",
+        "accuracy",
+        "up",
+        "down",
+        "time",
+        "rejected",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for event in progress.table:
         loss, up, down, seconds, refused = _cells(event)
         place = int(event.get("domain", 0)), int(event.get("round", 0)) + 1
+        if spent and private:
+            loss = spent.rounds.get(place, DASH)
         score = percent(progress.means.get(place))
         bad = Text(refused, "red" if refused != "0" else "")
         domain = Text(progress.name(place[0]))

@@ -63,7 +63,23 @@ def check(file: File, settings: Settings = None) -> None:
     """Check a config, its plug-ins and its data, and train nothing."""
     from .checking import describe
 
-    typer.echo(describe(_text(file, settings)))
+    typer.echo(describe(_settled(file, settings)))
+
+
+@app.command()
+def plan(
+    file: File,
+    ledger: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this form at run time
+        typer.Option(help="A client's own folder: how many updates its ledger still holds."),
+    ] = None,
+    settings: Settings = None,
+    json: Annotated[bool, typer.Option("--json", help="Show it as JSON.")] = False,
+) -> None:
+    """Say what a promise of privacy costs over a model's whole life, and train nothing."""
+    from .planning import plan as show
+
+    show(_text(file, settings), ledger, as_json=json)
 
 
 @app.command()
@@ -81,8 +97,27 @@ def simulate(
         raise typer.BadParameter("give a FILE, or --resume RUN, and not both")
     if resume and settings:
         raise typer.BadParameter("--set cannot change a run that has begun; start a new one")
-    text = "" if file is None else _text(file, settings)
+    text = "" if file is None else _settled(file, settings, quiet=quiet or json)
     start(text, resume, quiet=quiet, json=json)
+
+
+@app.command()
+def audit(
+    file: File,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer canaries and records.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Show the result as JSON.")] = False,
+    settings: Settings = None,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045 - typer reads this form at run time
+        typer.Option(min=0, help="Seed of all that is no secret; the config's without."),
+    ] = None,
+) -> None:
+    """Put a config's privacy to the test: one training at a claimed epsilon of 1, and attacks."""
+    from .auditing import audit as start
+
+    changes = [*(settings or []), *([] if seed is None else [f"run.seed={seed}"])]
+    if not start(_settled(file, changes, quiet=json), quick=quick, json=json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -115,7 +150,7 @@ def bundle(
     """Write the thin Flower app bundle of a config, for `flwr run DIR`."""
     from ..server.bundle import write_bundle
 
-    path = write_bundle(folder, _text(file, settings))
+    path = write_bundle(folder, _settled(file, settings))
     typer.echo(f"wrote {path}; run it with: flwr run {path}")
 
 
@@ -137,7 +172,7 @@ def keys_init(file: File, folder: Keys, settings: Settings = None) -> None:
     """Make the keys of a config's encrypted sums."""
     from .keys import make
 
-    make(_text(file, settings), folder)
+    make(_settled(file, settings), folder)
 
 
 @keys.command("identity")
@@ -177,6 +212,16 @@ def keys_show(
     from .keys import show
 
     show(folder, as_json=json)
+
+
+def _settled(file: Path, settings: list[str] | None, *, quiet: bool = False) -> str:
+    """The config with the noise that its promise needs, and what was filled in said."""
+    from .settling import settle
+
+    text, lines = settle(_text(file, settings))
+    for line in [] if quiet else lines:
+        typer.echo(line, err=True)
+    return text
 
 
 def _text(file: Path, settings: list[str] | None) -> str:

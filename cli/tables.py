@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..server.report_sums import saturation
 from ..server.units import count, duration, percent, points, size
+from .spent import privacy_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ def print_matrix(report: Mapping[str, Any], console: Console) -> None:
         )
     for line in _lines(report):
         console.print(line, markup=False, highlight=False)
-    for line in _updates(report):
+    for line in [*_updates(report), *privacy_lines(report)]:
         # For scripts to find: one line whatever the width.
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

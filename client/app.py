@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -26,7 +27,8 @@ from ..core import wire
 from ..core.errors import RunError
 from ..core.sums import Pact, Party
 from ..core.values import Vector
-from .site import Client, Sealing, Site, open_client, open_site
+from .parties import Client, Own, Sealing
+from .site import Site, open_client, open_site
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def _who(context: Context) -> tuple[Site, Client]:
         raise RunError(f"the run config must hold the TOML text under {wire.CONFIG_KEY!r}")
     node = context.node_config
     data = tuple((k[5:], v) for k, v in sorted(node.items()) if k.startswith("data."))
-    site = open_site(text, data, _own(context, "identities"))
+    site = open_site(text, data, _terms(context))
     _need_all_partitions(site, int(node.get("num-partitions", 0)))
     index = int(node.get("partition-id", 0))
     default = Path(os.environ.get("PERENNIAL_STATE", "~/.perennial")).expanduser()
@@ -156,6 +158,17 @@ def _sealing(
         )
     party = Party(context.node_id, client.store.folder, Path(key) if key else None)
     return Sealing(pact, note.data if note is not None else b"", party)
+
+
+def _terms(context: Context) -> Own:
+    most = _own(context, "max-epsilon")
+    try:
+        epsilon = float(most or 0.0)
+    except ValueError:
+        epsilon = math.nan
+    if not (math.isfinite(epsilon) and epsilon >= 0.0):
+        raise RunError(f"the node's max-epsilon must be a number above 0; got {most!r}")
+    return Own(_own(context, "identities"), epsilon)
 
 
 def _own(context: Context, name: str) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,47 +22,22 @@ import torch
 
 from ..core import check
 from ..core.config import Config
-from ..core.errors import RunError
-from ..core.parts import Encoded, Model, Phase, Score, SecureSum
+from ..core.errors import PrivacyError, RunError
+from ..core.parts import Model, Phase, SecureSum, Strata, added
 from ..core.seeds import derive, generator
-from ..core.sums import Figures, Pact, Party
+from ..core.sums import Chance, Figures
 from ..core.values import Records, Update, Vector, gather
 from ..core.wire import Task
-from ..data.deals import deal_of
 from ..data.stream import Stream, stream
 from ..models.place import place
+from .parties import NOTHING_OWN, Client, Own, Sealing
+from .promise import make as make_promise
+from .promise import once, strata_of
+from .shards import Shards
 from .store import ClientStore, Kept
 from .train import Forces, Schedule, train
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """One client of this process.
-
-    Attributes:
-        index: 0..num_clients-1; which shard is its own.
-        store: its folder on disk.
-    """
-
-    index: int
-    store: ClientStore
-
-
-@dataclass(frozen=True, slots=True)
-class Sealing:
-    """What a client seals to.
-
-    Attributes:
-        pact: of the sum.
-        note: what this client alone was told.
-        party: the client as a party of the sum.
-    """
-
-    pact: Pact
-    note: bytes
-    party: Party
 
 
 class Site:
@@ -70,19 +46,18 @@ class Site:
     Args:
         text: the run's TOML text.
         data: replaces options of `[data]` by this node's own (a path, say).
-        identities: file with the identities that this node lets in; in place of what the
-            server's config says, and refused where the sum has no masks.
+        own: what this node's operator says, never the server.
     """
 
-    def __init__(self, text: str, data: Mapping[str, Any], identities: str = "") -> None:
+    def __init__(self, text: str, data: Mapping[str, Any], own: Own = NOTHING_OWN) -> None:
         self._text = text
         self.config: Config = check.read(text)
         self.model: Model = check.build(self.config, "model")
         place(self.model, self.config.train)
         self.strategy = check.build(self.config, "strategy")
-        pins = {"identities": identities} if identities else {}
+        pins = {"identities": own.identities} if own.identities else {}
         self.secure_sum: SecureSum = check.build(self.config, "secure_sum", **pins)
-        self.privatizer = check.build(self.config, "privacy")
+        self.promise = make_promise(self.config, self.secure_sum, own.most_epsilon)
         self.continual = check.build(self.config, "continual")
         self.stream: Stream = stream(
             check.build(self.config, "data", **data).read(),
@@ -90,10 +65,8 @@ class Site:
             causal=not self.model.labels_needed,
             partial=self.config.shards.split == "local",
         )
-        self._deals: dict[tuple[str, str], tuple[Records, ...]] = {}
-        self._encoded: dict[tuple[int, str, str], Encoded] = {}
-        self._encoded_ids: dict[int, tuple[str, ...]] = {}
-        self._learning: tuple[str, int] = ("", -1)
+        self._sums = 0
+        self.shards = Shards(self.config, self.model, self.stream)
 
     def train(
         self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
@@ -129,26 +102,40 @@ class Site:
         salt = hashlib.sha256(asked).hexdigest()[:16]
         kept = client.store.recall(task.ticket, salt)
         if kept is None:
-            started = time.perf_counter()
-            self._prepare(task, params)
-            update = work(client, task, params, summary)
-            kept = Kept(
-                update.delta,
-                update.weight,
-                update.metrics.get("loss", math.nan),
-                {"seconds": time.perf_counter() - started},
-            )
+            kept = self._worked(client, task, params, summary, sealing, work)
         elif kept.body and kept.session == sealing.pact.session:
             logger.info("client %d answers round %s again", client.index, task.ticket)
             return kept.body, dict(kept.metrics)
         kept = self._sealed(client, task, kept, sealing)
-        hides = not self.secure_sum.single_updates
         # In the clear the body is the delta once more.
-        client.store.remember(task.ticket, salt, kept if hides else replace(kept, body=b""))
+        stored = replace(kept, body=b"") if self.secure_sum.single_updates else kept
+        client.store.remember(task.ticket, salt, stored, sync=self.promise.holds)
         return kept.body, dict(kept.metrics)
 
+    def _worked(
+        self,
+        client: Client,
+        task: Task,
+        params: Vector,
+        summary: Vector,
+        sealing: Sealing,
+        work: Callable[[Client, Task, Vector, Vector], Update],
+    ) -> Kept:
+        started = time.perf_counter()
+        self._prepare(task, params)
+        pact = sealing.pact
+        self.promise.charge_release(client.store, task.ticket, pact.manifest, pact.size)
+        update = work(client, task, params, summary)
+        metrics, loss = dict(update.metrics), math.nan
+        if not self.promise.holds:  # how long it took, and how well, tells about the records
+            loss = metrics.pop("loss", math.nan)
+            metrics["seconds"] = time.perf_counter() - started
+        metrics.pop("loss", None)
+        delta = self.promise.user.bound(update.delta)
+        return Kept(delta, update.weight, loss, metrics, secret=secrets.token_bytes(32))
+
     def _sealed(self, client: Client, task: Task, kept: Kept, sealing: Sealing) -> Kept:
-        metrics, figures = {"seconds": kept.metrics["seconds"]}, Figures(kept.weight, kept.loss)
+        metrics, figures = dict(kept.metrics), Figures(kept.weight, kept.loss)
         if not self.secure_sum.single_updates:  # weight and loss travel inside the seal
             most = self._largest_weight()
             if kept.weight > most:
@@ -168,9 +155,9 @@ class Site:
             sealing.pact,
             sealing.note,
             sealing.party,
-            generator(seed, "rounding", task.ticket.round),
+            Chance(generator(seed, "rounding", task.ticket.round), kept.secret),
         )
-        if not self.secure_sum.single_updates:
+        if not self.secure_sum.single_updates and not self.promise.holds:
             metrics["seal_seconds"] = time.perf_counter() - started
         return replace(kept, metrics=metrics, session=sealing.pact.session, body=body)
 
@@ -182,16 +169,18 @@ class Site:
         ticket, table = task.ticket, self.config.train
         phase = self._phase(client, task, summary)
         memory = self.continual.start(phase)
-        records = self.continual.dataset(memory, self._shard(client, task.domain.name, "train"))
-        encoded = self._encode(client, task, records)
+        records, strata = self._records(client, task, memory)
+        self.promise.charge_training(client.store, ticket, strata, table.epochs)
+        encoded = self.shards.encoded(client.index, task.domain.name, ticket.domain, records)
         trainable = self.strategy.trainable(self.model.manifest, ticket.round)
         anchor = {n: p.detach().clone() for n, p in self.model.parameters().items()}
         loss = train(
             self.model,
             encoded,
+            strata,
             table,
             Schedule(ticket.round, task.rounds, table.warmup_rate, table.decay),
-            self.privatizer,
+            self.promise.example,
             Forces(
                 (
                     partial(self.continual.pull, memory),
@@ -205,17 +194,31 @@ class Site:
         )
         parts = self.model.manifest.slices(trainable)
         delta = gather(self.model.vector(), parts) - gather(params, parts)
+        return Update(
+            delta,
+            self._weight(len(encoded)),
+            {"loss": loss, **self.promise.spent(client.store)},
+        )
+
+    def _weight(self, num_records: int) -> float:
+        if self.promise.user.unit:  # even that a client has no record would tell about it
+            return 1.0
         uniform = self.config.round.weight == "uniform"
-        weight = float(min(len(encoded), 1) if uniform else len(encoded))
-        spends = self.privatizer.spends(len(encoded), table.batch_size, table.epochs)
-        return Update(delta, weight, spends, {"loss": loss})
+        return float(min(num_records, 1) if uniform else num_records)
+
+    def _records(self, client: Client, task: Task, memory: Any) -> tuple[Records, Strata]:
+        shard = self.shards.of(client.index, task.domain.name, "train")
+        records = self.continual.dataset(memory, shard)
+        if self.promise.example.unit:
+            records = once(records)
+        return records, strata_of(records, task.domain.name, shard)
 
     def evaluate(self, client: Client, task: Task, params: Vector) -> dict[str, float]:
         """Loss, right answers and totals of the client's test shard, domain by domain."""
         self._prepare(task, params)
         numbers: dict[str, float] = {}
         for index, name in enumerate(task.seen):
-            score = self._score(client, name)
+            score = self.shards.score(client.index, name)
             numbers |= {
                 f"loss.{index}": score.loss,
                 f"correct.{index}": float(score.correct),
@@ -223,21 +226,29 @@ class Site:
             }
         return numbers
 
-    def _score(self, client: Client, domain: str) -> Score:
-        key = (client.index, domain, "test")
-        if key not in self._encoded:
-            shard = self._shard(client, domain, "test")
-            if not len(shard):
-                return Score()
-            self._encoded[key] = self.model.encode(shard)
-        return self.model.score(self._encoded[key], self.config.evaluate.batch_size)
-
     def _learnt(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
         phase = self._phase(client, task, summary)
         memory = self.continual.start(phase)
-        shard = self._shard(client, task.domain.name, "train")
-        vector, spends = self.continual.finish(memory, shard, self.model, phase)
-        return Update(vector, float(min(len(shard), 1)), spends)
+        shard = self.shards.of(client.index, task.domain.name, "train")
+        strata = self._records(client, task, memory)[1]
+        travels = self.strategy.trainable(self.model.manifest, task.ticket.round)
+        before = self._sums
+        vector = self.continual.finish(memory, shard, self.model, phase)
+        if self.promise.example.unit and vector.size and self._sums == before:
+            raise PrivacyError(
+                f"[continual] {self.config.continual.name!r} gave {vector.size} values that were "
+                "not summed by `Phase.summed`, so no noise is in them and nothing was charged. "
+                "Use another method in a private run."
+            )
+        told = self.promise.left(
+            client.store,
+            strata,
+            self.config.train.epochs,
+            task.rounds,
+            self.model.manifest.only(travels).size,
+        )
+        weight = 1.0 if self.promise.user.unit else float(min(len(shard), 1))
+        return Update(vector, weight, told)
 
     def _prepare(self, task: Task, params: Vector) -> None:
         if task.base != self.model.identity():
@@ -247,7 +258,7 @@ class Site:
             )
         known = self.model.labels
         if task.labels[: len(known)] != known[: len(task.labels)]:
-            self._encoded = {}  # another order of labels: what was encoded points to other rows
+            self.shards.forget()
         self.model.fit_labels(task.labels)
         if self.model.manifest.hash != task.manifest:
             raise RunError(
@@ -258,31 +269,17 @@ class Site:
 
     def _phase(self, client: Client, task: Task, summary: Vector) -> Phase:
         seed = derive(self.config.run.seed, "client", client.index, "domain", task.ticket.domain)
-        return Phase(task.domain, task.ticket.domain, client.store.folder, seed, summary)
+        summed = partial(self._summed, client, task) if self.promise.example.unit else added
+        return Phase(task.domain, task.ticket.domain, client.store.folder, seed, summary, summed)
 
-    def _shard(self, client: Client, domain: str, split: str) -> Records:
-        key = (domain, split)
-        if all(domain != known.name for known in self.stream.domains):
-            # Another client's. Kept, the server's names would fill this process.
-            records: Records = getattr(self.stream.splits, split)
-            return records.take(())
-        if key not in self._deals:
-            config = self.config
-            self._deals[key] = deal_of(self.stream, config.shards, config.run.seed, *key)
-        return self._deals[key][client.index]
-
-    def _encode(self, client: Client, task: Task, records: Records) -> Encoded:
-        # Only the current domain's records stay encoded: old ones come back as replay.
-        now = (task.domain.name, task.ticket.domain)
-        if now != self._learning:
-            self._encoded = {k: v for k, v in self._encoded.items() if k[2] != "train"}
-            self._learning = now
-        key = (client.index, task.domain.name, "train")
-        # A continual method may swap records between rounds; the ids tell.
-        if key not in self._encoded or self._encoded_ids.get(client.index) != records.ids:
-            self._encoded[key] = self.model.encode(records)
-            self._encoded_ids[client.index] = records.ids
-        return self._encoded[key]
+    def _summed(
+        self, client: Client, task: Task, rows: Iterable[Vector], records: Records, clip: float
+    ) -> Vector:
+        shard = self.shards.of(client.index, task.domain.name, "train")
+        strata = strata_of(records, task.domain.name, shard)
+        self.promise.charge_statistics(client.store, task.ticket, strata)
+        self._sums += 1
+        return self.promise.example.summed(rows, clip)
 
     def _answers(self, task: Task) -> list[int]:
         # Among one answer there is nothing to tell apart: the loss would be 0 for ever.
@@ -292,21 +289,26 @@ class Site:
         return [index[label] for label in task.domain.labels]
 
 
-def open_site(text: str, data: tuple[tuple[str, Any], ...] = (), identities: str = "") -> Site:
+def open_site(text: str, data: tuple[tuple[str, Any], ...] = (), own: Own = NOTHING_OWN) -> Site:
     """The site of a run, loaded on first use and kept by this process.
 
     Raises:
         PerennialError: config, data or model do not hold what they promise.
     """
-    return _site(text, data, identities)
+    return _site(text, data, own)
 
 
 @lru_cache(maxsize=1)
-def _site(text: str, data: tuple[tuple[str, Any], ...], identities: str) -> Site:
-    site = Site(text, dict(data), identities)
+def _site(text: str, data: tuple[tuple[str, Any], ...], own: Own) -> Site:
+    site = Site(text, dict(data), own)
     # Nothing random is left to torch after the adapter's start, which the server sends anyway.
     torch.manual_seed(derive(site.config.run.seed, "site"))
     return site
+
+
+def forget_site() -> None:
+    """Load anew when a site is opened next."""
+    _site.cache_clear()
 
 
 def open_client(site: Site, index: int, folder: Path) -> Client:

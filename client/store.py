@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import RunError
-from ..core.files import write_atomically
+from ..core.files import sync_folder, write_atomically
 from ..core.values import Ticket, Vector
 
 _SCHEMA = 1
@@ -35,6 +35,7 @@ class Kept:
         session: of the sum that the body was sealed for.
         body: the sealed delta, byte for byte as it was sent; empty where it hides nothing, and
             is made again from the delta.
+        secret: 32 bytes from which the sealing draws its noise, the same each time.
     """
 
     delta: Vector
@@ -43,6 +44,7 @@ class Kept:
     metrics: Mapping[str, float]
     session: str = ""
     body: bytes = b""
+    secret: bytes = b""
 
 
 class ClientStore:
@@ -58,7 +60,7 @@ class ClientStore:
     """
 
     def __init__(self, folder: Path, client: str, base: str) -> None:
-        self.folder = folder
+        self.folder, self.client = folder, client
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         card = folder / "client.json"
         mine = {"schema": _SCHEMA, "client": client, "base": base}
@@ -72,13 +74,16 @@ class ClientStore:
                 "a folder of its own, or the one it had."
             )
 
-    def remember(self, ticket: Ticket, salt: str, kept: Kept) -> None:
+    def remember(self, ticket: Ticket, salt: str, kept: Kept, *, sync: bool) -> None:
         """Keep the answer to `ticket`, instead of the last one.
 
         Args:
             ticket: the round; its attempt does not count, a second attempt is the same round.
             salt: hash of what was asked, so that only the same question gets this answer.
             kept: the answer.
+            sync: have it on disk before it is sent; an answer under a promise of privacy must
+                never be computed twice, for then two would be out. Others may be lost in a power
+                cut and computed again.
         """
         delta = np.ascontiguousarray(kept.delta, "<f4").tobytes()
         content = delta + kept.body
@@ -88,17 +93,22 @@ class ClientStore:
             "weight": kept.weight,
             "loss": kept.loss,
             "session": kept.session,
+            "secret": kept.secret.hex(),
             "delta_bytes": len(delta),
             "content": _digest(content),
         }
         packed = json.dumps(head).encode()
-        # No sync: an answer that a power cut takes away is computed again.
         temporary = self.folder / ".answer.new"
         temporary.unlink(missing_ok=True)
         # The update itself is in it: for nobody's eyes but this client's.
         with os.fdopen(os.open(temporary, _FRESH, 0o600), "wb") as file:
             file.write(len(packed).to_bytes(4, "big") + packed + content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, self.folder / "answer.bin")
+        if sync:
+            sync_folder(self.folder)
 
     def recall(self, ticket: Ticket, salt: str) -> Kept | None:
         """The answer to `ticket` as it was released, or None when it was never computed."""
@@ -122,6 +132,7 @@ class ClientStore:
             metrics=head["metrics"],
             session=head["session"],
             body=content[split:],
+            secret=bytes.fromhex(head["secret"]),
         )
 
 

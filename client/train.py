@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..core.config import Train
-from ..core.parts import Encoded, Indices, Model, Privatizer, Tensors
+from ..core.parts import Encoded, Indices, Model, Privatizer, Strata, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Forces:
 def train(
     model: Model,
     encoded: Encoded,
+    strata: Strata,
     table: Train,
     schedule: Schedule,
     privatizer: Privatizer,
@@ -68,6 +69,7 @@ def train(
     Args:
         model: its trainable tensors are changed.
         encoded: the records of this round.
+        strata: which cohort each of them belongs to.
         table: batch size, epochs, optimizer and rates.
         schedule: where in the domain this round stands.
         privatizer: draws the batches and makes the gradients private.
@@ -78,20 +80,22 @@ def train(
     """
     parameters = {n: p for n, p in model.parameters().items() if n in trainable}
     optimizer = _optimizer(table, list(parameters.values()))
-    drawn = list(privatizer.batches(len(encoded), table.batch_size, table.epochs, rng))
+    drawn = list(privatizer.batches(strata, table.batch_size, table.epochs, rng))
     total, count = torch.zeros(()), 0
-    with privatizer.attach(model.module), _frozen(model, trainable):
+    private = privatizer.session(model.module, parameters, table.batch_size)
+    with _frozen(model, trainable), private as session:
         for step, indices in enumerate(drawn):
             _set_rate(optimizer, table.lr * schedule.factor(step, len(drawn)))
             optimizer.zero_grad(set_to_none=True)
-            for part in _parts(indices, table.accumulate):
+            for part in _parts(indices, table.accumulate, privatizer.largest_part):
                 losses = model.losses(encoded.batch(part), answers)
-                privatizer.backward(losses, len(indices), table.batch_size)
+                session.backward(losses, len(indices))
                 total = total.to(losses.device) + losses.detach().sum()
                 count += len(part)
-            privatizer.release(parameters, table.batch_size)
+            session.release(optimizer)
             _pull(parameters, forces.pulls)
             _masked_step(optimizer, parameters, forces.mask(parameters))
+            session.stepped()
     return float(total) / count if count else 0.0
 
 
@@ -112,9 +116,10 @@ def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def _parts(indices: Indices, accumulate: int) -> list[Indices]:
+def _parts(indices: Indices, accumulate: int, largest: int) -> list[Indices]:
+    number = max(accumulate, -(-len(indices) // largest)) if largest else accumulate
     # An empty Poisson batch has no part: no forward pass, but the privatizer still adds noise.
-    return [part for part in np.array_split(indices, accumulate) if len(part)]
+    return [part for part in np.array_split(indices, number) if len(part)]
 
 
 def _pull(parameters: Tensors, pulls: Sequence[Callable[[Tensors], Tensors]]) -> None:
@@ -130,6 +135,10 @@ def _masked_step(
     optimizer: torch.optim.Optimizer, parameters: Tensors, mask: Mapping[str, Any]
 ) -> None:
     before = {name: parameters[name].detach().clone() for name in mask if name in parameters}
+    for name in before:
+        gradient = parameters[name].grad
+        if gradient is not None and not torch.any(mask[name]):
+            gradient.zero_()  # it is meant to stand still, and whoever watches can tell
     optimizer.step()
     with torch.no_grad():
         for name, start in before.items():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..core.parts import Continual, Phase, no_tensors
-from ..core.values import Records, Spend, Vector
+from ..core.values import Records, Vector
 
 
 def build() -> Continual:
@@ -19,10 +19,8 @@ def build() -> Continual:
     def dataset(memory: Any, shard: Records) -> Records:
         return shard
 
-    def finish(
-        memory: Any, shard: Records, model: Any, phase: Phase
-    ) -> tuple[Vector, tuple[Spend, ...]]:
-        return np.zeros(0, np.float32), ()
+    def finish(memory: Any, shard: Records, model: Any, phase: Phase) -> Vector:
+        return np.zeros(0, np.float32)
 
     return Continual(
         start=start,
@@ -31,4 +29,5 @@ def build() -> Continual:
         mask=no_tensors,
         size=lambda manifest: 0,
         finish=finish,
+        private=True,
     )

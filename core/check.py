@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 from . import plugins
+from .check_privacy import privacy_faults
 from .config import Config, Plugin, parse
 from .errors import ConfigError, Fault
-from .parts import Continual, KeyHolder, Model, Privatizer, SecureSum, Source, Strategy
+from .parts import (
+    Continual,
+    KeyHolder,
+    Model,
+    Privatizer,
+    SecureSum,
+    Source,
+    Strategy,
+    UserPrivatizer,
+)
+from .private import Noise
 
 KINDS: dict[str, tuple[str, Any]] = {
     "data": ("data", Source),
@@ -18,6 +30,7 @@ KINDS: dict[str, tuple[str, Any]] = {
     "secure_sum": ("privacy", SecureSum),
     "keyholder": ("privacy", KeyHolder),
     "privacy": ("privacy", Privatizer),
+    "user_privacy": ("privacy", UserPrivatizer),
     "continual": ("continual", Continual),
 }
 """Config table -> (folder, what the plug-in's `build` returns)."""
@@ -31,7 +44,23 @@ def build(config: Config, table: str, **extra: Any) -> Any:
     """
     kind, part = KINDS[table]
     plugin: Plugin = getattr(config, table)
+    if table == "secure_sum":
+        extra = {**_noise(config), **extra}
     return plugins.load(kind, plugin.name, {**plugin.options, **extra}, part, place=table)
+
+
+def _noise(config: Config) -> dict[str, Noise]:
+    """What `[user_privacy]` asks of the sum, as an option that no file can hold."""
+    user: UserPrivatizer = build(config, "user_privacy")
+    if user.noise is None or not _takes_noise(config):
+        return {}
+    return {"noise": user.noise}
+
+
+def _takes_noise(config: Config) -> bool:
+    kind, part = KINDS["secure_sum"]
+    found = plugins.find(kind, config.secure_sum.name, part, "secure_sum")
+    return "noise" in signature(found).parameters
 
 
 @lru_cache(maxsize=8)
@@ -75,6 +104,15 @@ def _impossible(config: Config) -> Iterator[Fault]:
             "use a rule that needs the mean only, such as 'fedavg', or secure_sum 'plain'",
         )
     yield from _sum_faults(config, secure_sum)
+    yield from privacy_faults(
+        config,
+        build(config, "privacy"),
+        build(config, "user_privacy"),
+        secure_sum,
+        strategy,
+        build(config, "continual"),
+        takes_noise=_takes_noise(config),
+    )
 
 
 def _sum_faults(config: Config, secure_sum: SecureSum) -> Iterator[Fault]:

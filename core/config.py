@@ -130,6 +130,7 @@ class Config(Table):
     strategy: Plugin = Plugin(name="fedavg")
     secure_sum: Plugin = Plugin(name="plain")
     privacy: Plugin = Plugin(name="none")
+    user_privacy: Plugin = Plugin(name="off")
     keyholder: Plugin = Plugin(name="in_process")
     continual: Plugin = Plugin(name="none")
     evaluate: Evaluate = Evaluate()

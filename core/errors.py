@@ -71,3 +71,11 @@ class StoppedError(RunError):
     """A run that the user stopped; the exit code is a shell's for Ctrl-C."""
 
     exit_code = 130
+
+
+class PrivacyError(RunError):
+    """A promise of privacy that cannot be kept; nothing left the client."""
+
+
+class BudgetError(PrivacyError):
+    """A charge that would cross the epsilon that was promised; nothing was trained."""

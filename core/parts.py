@@ -7,8 +7,7 @@ same line runs on numpy arrays in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -16,9 +15,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .private import Ledger as Ledger
+from .private import Privatizer as Privatizer
+from .private import Session as Session
+from .private import Strata as Strata
+from .private import UserPrivatizer as UserPrivatizer
 from .secure_sum import KeyHolder as KeyHolder
 from .secure_sum import SecureSum as SecureSum
-from .values import Domain, Manifest, Records, ServerState, Spend, Splits, Update, Vector
+from .values import Domain, Manifest, Records, ServerState, Splits, Update, Vector
 
 Tensors: TypeAlias = Mapping[str, Any]
 """Tensor name -> torch tensor on the client's device."""
@@ -54,26 +58,10 @@ class Strategy:
     pull: Callable[[Tensors, Tensors], Tensors] = no_tensors
 
 
-@dataclass(frozen=True, slots=True)
-class Privatizer:
-    """What makes one client's training private to a record.
-
-    Attributes:
-        batches: (number of records, batch size, epochs, generator) -> positions, step by step.
-        attach: (module) -> a context inside which `backward` may be called.
-        backward: (per-example losses [b], records in this step, expected batch size) -> None;
-            adds to the parameters this part's share of the step's mean gradient; called once
-            per part when a step is accumulated.
-        release: (parameters by name, expected batch size) -> None; clips and adds noise once
-            per step, so that the gradients may be used for anything afterwards.
-        spends: (number of records, batch size, epochs) -> what such a training uses.
-    """
-
-    batches: Callable[[int, int, int, np.random.Generator], Iterator[Indices]]
-    attach: Callable[[Any], AbstractContextManager[None]]
-    backward: Callable[[Any, int, int], None]
-    release: Callable[[Tensors, int], None]
-    spends: Callable[[int, int, int], tuple[Spend, ...]]
+def added(rows: Iterable[Vector], records: Records, clip: float) -> Vector:
+    """The sum [m] of `rows`, blocks of [b, m], as they are; 0 values without rows."""
+    sums = [block.sum(0, dtype=np.float64) for block in rows]
+    return np.sum(sums, 0).astype(np.float32) if sums else np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +75,9 @@ class Phase:
         seed: seed of the client in this domain.
         summary: mean over the clients of what `finish` gave at the end of the last domain,
             float32 [m]; empty before.
+        summed: (rows in blocks float32 [b, m], the records they are of, clip) -> their sum [m].
+            In a private run each row's L2 norm is cut to the clip and the sum is noised, after it
+            was charged: the only way in which statistics of raw records may steer training.
     """
 
     domain: Domain
@@ -94,6 +85,7 @@ class Phase:
     folder: Path
     seed: int
     summary: Vector
+    summed: Callable[[Iterable[Vector], Records, float], Vector] = added
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +99,10 @@ class Continual:
         mask: (memory, parameters) -> multiplier of the step per tensor, each value in 0..1;
             a tensor that is left out is not masked.
         size: (manifest) -> m, how many values `finish` gives; may be 0.
-        finish: (memory, shard, model, phase) -> the vector [m] to add up over the clients and
-            its spends; called once at the end of a domain.
+        finish: (memory, shard, model, phase) -> the vector [m] to add up over the clients;
+            called once at the end of a domain.
+        private: whether all that it computes from raw records, and that steers training, comes
+            from `Phase.summed`; a private run refuses a method that is not.
     """
 
     start: Callable[[Phase], Any]
@@ -116,7 +110,8 @@ class Continual:
     pull: Callable[[Any, Tensors], Tensors]
     mask: Callable[[Any, Tensors], Tensors]
     size: Callable[[Manifest], int]
-    finish: Callable[[Any, Records, Any, Phase], tuple[Vector, tuple[Spend, ...]]]
+    finish: Callable[[Any, Records, Any, Phase], Vector]
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from types import UnionType
@@ -31,15 +32,20 @@ def names(kind: str, part: Any = None) -> list[str]:
         kind: the folder, such as `strategies`.
         part: only those whose `build` is annotated to return this (a folder may hold two).
     """
+    return list(_names(kind, part if part is None else getattr(part, "__name__", str(part))))
+
+
+@lru_cache(maxsize=64)
+def _names(kind: str, part: str | None) -> tuple[str, ...]:
     found = []
     for path in sorted((_ROOT / kind).glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef) or node.name != "build":
                 continue
             returns = ast.unparse(node.returns) if node.returns else ""
-            if part is None or returns == getattr(part, "__name__", str(part)):
+            if part in (None, returns):
                 found.append(path.stem)
-    return found
+    return tuple(found)
 
 
 def load(kind: str, name: str, options: Mapping[str, Any], part: Any, place: str = "") -> Any:

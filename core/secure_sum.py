@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-import numpy as np
-
-from .sums import Figures, Opened, Pact, Party, Scheme
+from .private import Noise
+from .sums import Chance, Figures, Opened, Pact, Party, Scheme
 from .values import Vector
 
 
@@ -30,6 +29,7 @@ class SecureSum(Protocol):
         scheme: of the key that a key holder must hold; None where no key opens the sum.
         min_clients: fewest clients whose sum may be opened.
         capacity: most clients that one sum has room for; 0 for any number.
+        noise: what clients owe a sum that is private to users; None where they owe nothing.
     """
 
     @property
@@ -44,6 +44,27 @@ class SecureSum(Protocol):
     def min_clients(self) -> int: ...  # noqa: D102
     @property
     def capacity(self) -> int: ...  # noqa: D102
+    @property
+    def noise(self) -> Noise | None: ...  # noqa: D102
+
+    def sensitivity(self, clip: float, size: int) -> float:
+        """The largest L2 norm of what one client adds to a sum of `size` values, rounding included.
+
+        Args:
+            clip: the largest L2 norm of its delta.
+            size: number of values.
+
+        Raises:
+            ValueError: this sum gives no such bound.
+        """
+        ...
+
+    def multiplier(self, size: int, counted: int) -> float:
+        """Of the noise in a sum of `counted` shares, over its L2 sensitivity; 0 without noise.
+
+        A gaussian of this multiplier has no smaller Renyi divergences.
+        """
+        ...
 
     def describe(self, cohort: int) -> str:
         """One line for people: how a sum over `cohort` clients is protected."""
@@ -73,7 +94,7 @@ class SecureSum(Protocol):
         pact: Pact,
         note: bytes,
         party: Party,
-        rng: np.random.Generator,
+        chance: Chance,
     ) -> bytes:
         """Client: `delta` [n] as bytes for the server.
 

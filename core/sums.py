@@ -157,6 +157,20 @@ class Party:
 
 
 @dataclass(frozen=True, slots=True)
+class Chance:
+    """Where a client's sealing draws from.
+
+    Attributes:
+        rounding: a generator that everybody may know; the same update is rounded the same way.
+        secret: 32 bytes from the system, kept with the update: an update that is sealed again
+            gets the same noise, and nobody learns more from the second body.
+    """
+
+    rounding: np.random.Generator
+    secret: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A sum as the server gets it, and what was sealed beside it.
 

@@ -114,19 +114,22 @@ def scatter(vector: Vector, slices: Sequence[slice], values: Vector) -> Vector:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """One use of one cohort's records under DP-SGD.
+    """One use of one cohort's records.
 
     Attributes:
         sample_rate: Poisson inclusion probability of a record per step, 0..1.
-        noise_multiplier: noise standard deviation over the clipping norm.
+        noise_multiplier: noise standard deviation over the L2 sensitivity.
         steps: number of noisy steps.
         cohort: name of the set of records that pays.
+        mechanism: `gaussian`; or `skellam`, whose Renyi divergences are below those of a gaussian
+            of this multiplier, and nothing more is known.
     """
 
     sample_rate: float
     noise_multiplier: float
     steps: int
     cohort: str
+    mechanism: str = "gaussian"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +140,11 @@ class Update:
         delta: flat change of the tensors that travel, float32 [n]; private to the client
             unless the sum is `plain`.
         weight: weight in the mean, >= 0 (the number of records, or 1).
-        spends: what the privatizer used.
         metrics: plain numbers for the server; in private runs only what the ledger covers.
     """
 
     delta: Vector
     weight: float
-    spends: tuple[Spend, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ..core.errors import ConfigError, Fault
 from ..core.parts import SecureSum
+from ..core.private import Noise
 from ..core.sums import Scheme
 from .ciphertexts import Ciphertexts
 from .codec import IntCodec
@@ -26,6 +27,7 @@ from .pairs import Pairs
 from .pins import read_pins
 from .ring import prime_below
 from .sealed import SealedSum
+from .shares import shares_of
 
 DEGREE = 4096
 # Smallest prime that is 1 modulo 2 * 4096 has 14 bits; 20 leave the noise of key switching small.
@@ -43,6 +45,7 @@ def build(
     neighbours: Annotated[int, Field(ge=0)] = 0,
     collusion: Annotated[float, Field(gt=0.0, lt=1.0)] = 1 / 3,
     identities: str = "",
+    noise: Noise | None = None,
 ) -> SecureSum:
     """A BFV sum; error per value and client below scale / (2**(bits-1) - 1), the sum exact.
 
@@ -56,14 +59,15 @@ def build(
         neighbours: with how many others each client shares a mask; 0 to choose by `collusion`.
         collusion: share of a cohort that may collude or drop out.
         identities: file with the identities that are let in; empty to trust on first use.
+        noise: what clients owe, from [user_privacy]; never written here.
 
     Raises:
-        ConfigError: bits and capacity leave no room in a ciphertext.
+        ConfigError: bits, capacity and noise leave no room in a ciphertext.
     """
     if identities and not masks:
         problem = "have no meaning without masks"
         raise ConfigError([Fault("secure_sum.identities", problem, "write masks = true")])
-    scheme, codec = _sized(bits, capacity, keys, clip)
+    scheme, codec = _sized(bits, capacity, keys, clip, noise)
     return SealedSum(
         name=f"BFV {bits} bit, {keys} keys",
         codec=codec,
@@ -77,10 +81,13 @@ def build(
     )
 
 
-def _sized(bits: int, capacity: int, keys: str, clip: float) -> tuple[Scheme, IntCodec]:
-    public = keys == "public"
+def _sized(
+    bits: int, capacity: int, keys: str, clip: float, noise: Noise | None
+) -> tuple[Scheme, IntCodec]:
+    public, shares = keys == "public", shares_of(noise, bits, clip, capacity)
     try:
-        packing = for_bfv(bits, capacity, public=public)
+        room = shares.tail(capacity) if shares else 0
+        packing = for_bfv(bits, capacity, public=public, tail=room)
     except ValueError as error:
         raise ConfigError([Fault("secure_sum.capacity", str(error))]) from error
     modulus = prime_below(packing.slot_bits, DEGREE)
@@ -89,4 +96,4 @@ def _sized(bits: int, capacity: int, keys: str, clip: float) -> tuple[Scheme, In
     prime = prime_below(bfv_bits(modulus.bit_length(), capacity, public), DEGREE)
     special = prime_below(_SPECIAL_BITS, DEGREE) if public else 0
     scheme = Scheme("bfv", DEGREE, (prime,), special, modulus, 0.0, keys)
-    return scheme, IntCodec(clip, packing, DEGREE, modulus)
+    return scheme, IntCodec(clip, packing, DEGREE, modulus, shares)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ..core.parts import SecureSum
-from ..core.sums import Figures, Opened, Pact, Scheme
+from ..core.sums import Chance, Figures, Opened, Pact, Scheme
 from ..core.values import Vector
 from .ciphertexts import Ciphertexts
 from .codec import Front, bound, garbage
@@ -97,12 +97,13 @@ class _FloatCodec:
     width: int
     grid: float
     modulus: int = 0
+    shares: None = None
 
     def blocks(self, size: int) -> int:
         return -(-(Front(_BITS).size + size) // self.width)
 
     def encode(
-        self, delta: Vector, figures: Figures, pact: Pact, rng: np.random.Generator
+        self, delta: Vector, figures: Figures, pact: Pact, chance: Chance
     ) -> npt.NDArray[np.float64]:
         bounded = bound(delta, figures.weight, self.clip, pact)
         front = Front(_BITS).write(figures, bounded) / 2.0**_BITS
@@ -113,7 +114,7 @@ class _FloatCodec:
         np.multiply(bounded.values, share, out=levels, dtype=np.float64)
         # Products of floats come out a hair above 1.
         np.clip(levels, -1.0 / self.grid, 1.0 / self.grid, out=levels)
-        _round(levels, rng)
+        _round(levels, chance.rounding)
         levels *= self.grid
         return slots.reshape(-1, self.width)
 

@@ -5,20 +5,24 @@ expected value is kept (Alistarh et al. 2017, arXiv:1610.02132), and shifted to 
 Zero stays exactly zero. In front of the values travel figures of the client that nobody may see
 but as a sum: weight, loss, how many values were cut, and in which quarter octave the largest
 value lies, from which the server agrees the next scale.
+
+Where a sum is private to users, nothing but the values tells of a client's data, and they are
+bounded and noised first (`shares`): the scale is the clip, always, and the figures are constants.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import RunError
-from ..core.sums import Figures, Opened, Pact
+from ..core.errors import PrivacyError, RunError
+from ..core.sums import Chance, Figures, Opened, Pact
 from ..core.values import Vector
 from .packing import Packing, Slots
+from .shares import Shares
 
 # Whole numbers in front, and the bits each has room for per client.
 _WEIGHT_BITS, _LOSS_BITS, _CUT_BITS = 21, 40, 40
@@ -140,12 +144,14 @@ class IntCodec:
         packing: digits in slots.
         width: slots in a block; the number of slots is a multiple of it.
         modulus: slots are added modulo this; larger than the largest sum.
+        shares: what clients owe a sum that is private to users; None where they owe nothing.
     """
 
     clip: float
     packing: Packing
     width: int
     modulus: int
+    shares: Shares | None = None
 
     @property
     def half(self) -> int:
@@ -156,16 +162,17 @@ class IntCodec:
         """Blocks for a vector of `size` values."""
         return -(-self.packing.num_slots(Front(self.packing.bits).size + size) // self.width)
 
-    def encode(
-        self, delta: Vector, figures: Figures, pact: Pact, rng: np.random.Generator
-    ) -> Slots:
+    def encode(self, delta: Vector, figures: Figures, pact: Pact, chance: Chance) -> Slots:
         """Slots [blocks, width] of one client.
 
         Raises:
-            RunError: the delta is not finite, or of another size than the pact's.
+            RunError: the delta is not finite, or of another size than the pact's; or weight,
+                scale or secret are not those of a sum that is private to users.
         """
+        if self.shares:
+            return self._noised(delta, figures, pact, chance, self.shares)
         bounded = bound(delta, figures.weight, self.clip, pact)
-        digits = self._digits(bounded.values, figures.weight / pact.scale, rng)
+        digits = self._digits(bounded.values, figures.weight / pact.scale, chance.rounding)
         front = Front(self.packing.bits).write(figures, bounded)
         num_slots = self.blocks(pact.size) * self.width
         slots = self.packing.pack(np.concatenate([front, digits]), num_slots)
@@ -183,13 +190,49 @@ class IntCodec:
             ValueError: no sum of so many encoded vectors looks like this.
         """
         front = Front(self.packing.bits)
-        digits = self.packing.unpack(slots.reshape(-1), self.packing.per_slot * slots.size)
+        digits = self._unpacked(slots, front.size, pact.size)
         digits, spare = np.split(digits, [front.size + pact.size])
-        if int(digits.max(initial=0)) > num_clients * (2**self.packing.bits - 1) or spare.any():
+        noise = self.shares.tail(num_clients) if self.shares else 0
+        least, most = int(digits.min(initial=0)), int(digits.max(initial=0))
+        if least < -noise or most > num_clients * (2**self.packing.bits - 1) + noise or spare.any():
             raise garbage(num_clients)
         levels = digits[front.size :] - num_clients * self.half
         total = levels.astype(np.float64) * (pact.scale / self.half)
-        return front.read(digits[: front.size], num_clients, total)
+        found = front.read(digits[: front.size], num_clients, total)
+        return replace(found, loss=math.nan) if self.shares else found
+
+    def _noised(
+        self, delta: Vector, figures: Figures, pact: Pact, chance: Chance, shares: Shares
+    ) -> Slots:
+        # A scale that follows the updates, and weights that do, would tell of them unnoised.
+        if pact.scale != self.clip:
+            raise PrivacyError(
+                f"the scale of a sum that is private to users must be the clip, {self.clip}; the "
+                f"server's is {pact.scale}. Nothing is sent."
+            )
+        if figures.weight != 1.0:
+            raise PrivacyError(
+                "the weight in a sum that is private to users must be 1, whatever the client "
+                f'holds; got {figures.weight}. Write [round] weight = "uniform".'
+            )
+        values = bound(delta, 1.0, self.clip, pact).values
+        levels = shares.part(values, chance.rounding) + shares.share(pact.size, chance.secret)
+        front = Front(self.packing.bits).write(Figures(1.0), Bounded(values, 0, 0.0))
+        digits = np.concatenate([front.astype(np.int64), levels + self.half])
+        slots = self.packing.pack(digits, self.blocks(pact.size) * self.width)
+        # Digits of one client may be negative: their sum with others' is none.
+        reduced: Slots = np.mod(slots, np.int64(self.modulus)).astype(np.uint64)
+        return reduced.reshape(-1, self.width)
+
+    def _unpacked(self, slots: Slots, front: int, size: int) -> npt.NDArray[np.int64]:
+        """Sums of digits, those of the values less than zero where noise made them so."""
+        flat, count = slots.reshape(-1), self.packing.per_slot * slots.size
+        if not self.packing.tail:
+            return self.packing.unpack(flat, count)
+        room = np.zeros(count, np.uint64)
+        room[front : front + size] = self.packing.tail
+        flat = (flat + self.packing.pack(room, flat.size)) % np.uint64(self.modulus)
+        return self.packing.unpack(flat, count) - room.astype(np.int64)
 
     def _digits(self, values: Vector, unit: float, rng: np.random.Generator) -> Slots:
         levels = values * np.float32(unit * self.half)

@@ -19,7 +19,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from ..core.errors import ConfigError, Fault
 from ..core.parts import SecureSum
+from ..core.private import Noise
 from ..core.sums import Pact, Party, Scheme
 from .codec import IntCodec
 from .packing import Slots, for_words
@@ -27,6 +29,7 @@ from .pairs import Pairs
 from .pins import read_pins
 from .ring import pack_bits, unpack_bits
 from .sealed import SealedSum
+from .shares import shares_of
 
 # Words in a block; small, because a block is filled up with zeros.
 _WIDTH = 64
@@ -41,6 +44,7 @@ def build(
     neighbours: Annotated[int, Field(ge=0)] = 0,
     collusion: Annotated[float, Field(gt=0.0, lt=1.0)] = 1 / 3,
     identities: str = "",
+    noise: Noise | None = None,
 ) -> SecureSum:
     """A sum under pairwise masks; error per value and client below scale / (2**(bits-1) - 1).
 
@@ -52,12 +56,20 @@ def build(
         neighbours: with how many others each client shares a mask; 0 to choose by `collusion`.
         collusion: share of a cohort that may collude or drop out.
         identities: file with the identities that are let in; empty to trust on first use.
+        noise: what clients owe, from [user_privacy]; never written here.
+
+    Raises:
+        ConfigError: bits, capacity and noise leave no room in a word.
     """
-    packing = for_words(bits, capacity)
+    shares = shares_of(noise, bits, clip, capacity)
+    try:
+        packing = for_words(bits, capacity, tail=shares.tail(capacity) if shares else 0)
+    except ValueError as error:
+        raise ConfigError([Fault("secure_sum.capacity", str(error))]) from error
     modulus = 2**packing.slot_bits
     return SealedSum(
         name=f"masks alone, {bits} bit",
-        codec=IntCodec(clip, packing, _WIDTH, modulus),
+        codec=IntCodec(clip, packing, _WIDTH, modulus, shares),
         wrapping=_Words(packing.slot_bits),
         pairs=Pairs(min_clients, neighbours, collusion, read_pins(identities)),
         clip=clip,

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from ..core.parts import Indices, Privatizer, Tensors
-from ..core.values import Spend
+from ..core.errors import PrivacyError
+from ..core.parts import Privatizer, Session, Strata
+from ..core.private import EXAMPLE, LEDGER, Batches, Statement
+from ..core.values import Spend, Vector
+from .audit_log import entries_of
 
 
 def build() -> Privatizer:
     """The privatizer that returns its input: shuffled batches, no clipping, no noise, no spend."""
 
-    def backward(losses: Any, step_size: int, batch_size: int) -> None:
-        (losses.sum() / step_size).backward()
-
-    def release(parameters: Tensors, batch_size: int) -> None:
-        return None
-
-    def spends(num_records: int, batch_size: int, epochs: int) -> tuple[Spend, ...]:
-        return ()
+    def batches(strata: Strata, batch_size: int, epochs: int, rng: np.random.Generator) -> Batches:
+        return shuffled(len(strata), batch_size, epochs, rng)
 
     return Privatizer(
-        batches=shuffled,
-        attach=lambda module: nullcontext(),
-        backward=backward,
-        release=release,
-        spends=spends,
+        unit="",
+        terms=MappingProxyType({}),
+        largest_part=0,
+        batches=batches,
+        session=_session,
+        spends=lambda strata, epochs: (),
+        summed=_summed,
+        sum_spends=lambda strata: (),
+        ledger=lambda folder, client: NoLedger(folder, EXAMPLE),
     )
 
 
-def shuffled(
-    num_records: int, batch_size: int, epochs: int, rng: np.random.Generator
-) -> Iterator[Indices]:
+def shuffled(num_records: int, batch_size: int, epochs: int, rng: np.random.Generator) -> Batches:
     """Each epoch's positions in a new order, cut into batches whose sizes differ by at most 1.
 
     Equal batches keep every step's gradient equally noisy: a last batch of two records would
@@ -46,3 +48,60 @@ def shuffled(
     num_batches = -(-num_records // batch_size)
     for _ in range(epochs):
         yield from np.array_split(rng.permutation(num_records), num_batches)
+
+
+@contextmanager
+def _session(module: Any, parameters: Mapping[str, Any], batch_size: int) -> Iterator[Session]:
+    yield _Clear()
+
+
+class _Clear:
+    """Gradients as they are: their mean over the records of the step."""
+
+    def backward(self, losses: Any, step_size: int) -> None:
+        (losses.sum() / step_size).backward()
+
+    def release(self, optimizer: Any) -> None:
+        return None
+
+    def stepped(self) -> None:
+        return None
+
+
+def _summed(rows: Iterable[Vector], clip: float) -> Vector:
+    sums = [block.sum(0, dtype=np.float64) for block in rows]
+    return np.sum(sums, 0).astype(np.float32) if sums else np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class NoLedger:
+    """The account of a client that promises nothing now, and never did.
+
+    Attributes:
+        folder: of the client.
+        unit: that is not protected.
+    """
+
+    folder: Path
+    unit: str
+
+    def charge(self, place: Mapping[str, Any], spends: Sequence[Spend]) -> Statement:
+        """Nothing is charged.
+
+        Raises:
+            PrivacyError: this client's ledger holds a promise for this unit: training without
+                noise would break it, for records that are in the model already.
+        """
+        path = self.folder / LEDGER
+        if path.exists() and any(entry.get("unit") == self.unit for entry in entries_of(path)):
+            table = "privacy" if self.unit == EXAMPLE else "user_privacy"
+            raise PrivacyError(
+                f"{path} holds a promise of privacy for each {self.unit}, and this run makes "
+                f"none: one step without noise would break it. Write [{table}] as in the runs "
+                "before, or give this client a new folder if all of those models are withdrawn."
+            )
+        return self.statement()
+
+    def statement(self, update: Sequence[Spend] = ()) -> Statement:
+        """Nothing was spent."""
+        return Statement("", 0.0, 0.0, 0.0, 0)

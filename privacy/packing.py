@@ -1,20 +1,24 @@
 """Many small digits in one slot: base-radix packing, whose sums never carry from digit to digit.
 
 With K clients and digits 0..2**b - 1 the radix K * (2**b - 1) + 1 is one more than the largest
-sum, so that slots add up digit by digit. The sizing rule for BFV is measured: with t bits of
-slots, a modulus of t + 8 + log2(K) / 2 bits leaves three bits of noise budget after K additions
-of fresh symmetric ciphertexts at degree 4096.
+sum, so that slots add up digit by digit. Where clients add noise, which may be negative, the radix
+is wider by the noise of a full sum on either side.
+
+The sizing rule for BFV is measured: with t bits of slots, a modulus of t + 8 + log2(K) / 2 bits
+leaves three bits of noise budget after K additions of fresh symmetric ciphertexts at degree 4096.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Slots = npt.NDArray[np.uint64]
+_Int = TypeVar("_Int", np.uint64, np.int64)
 
 # The largest prime that SEAL takes.
 _LARGEST_PRIME_BITS = 60
@@ -28,23 +32,26 @@ class Packing:
     """Digits in slots.
 
     Law: `unpack(sum of pack(d_i))` equals `sum of d_i` for up to `capacity` vectors of digits
-    below 2**bits, slots added modulo anything larger than radix**per_slot.
+    below 2**bits, slots added modulo anything of radix**per_slot or more. With noise, the sum of
+    the digits plus `tail` in each must be 0..radix - 1.
 
     Attributes:
         bits: of a digit.
         capacity: K, the most vectors that are added.
         per_slot: digits in a slot.
+        tail: most that noise takes from a sum of digits, or adds to it.
     """
 
     bits: int
     capacity: int
     per_slot: int
+    tail: int = 0
 
     @property
     def radix(self) -> int:
-        """One more than the largest sum of digits."""
+        """One more than the largest sum of digits, noise on either side included."""
         largest: int = 2**self.bits - 1
-        return self.capacity * largest + 1
+        return self.capacity * largest + 1 + 2 * self.tail
 
     @property
     def slot_bits(self) -> int:
@@ -56,16 +63,17 @@ class Packing:
         """Slots that hold `num_digits`."""
         return -(-num_digits // self.per_slot)
 
-    def pack(self, digits: Slots, num_slots: int) -> Slots:
+    def pack(self, digits: npt.NDArray[_Int], num_slots: int) -> npt.NDArray[_Int]:
         """Slots [num_slots] holding `digits` [n], n <= num_slots * per_slot; the rest is zero.
 
         Digit i lies in slot i modulo num_slots: each step of Horner's rule runs over whole rows.
+        Signed digits make signed slots.
         """
-        rows = np.zeros((self.per_slot, num_slots), np.uint64)
+        rows = np.zeros((self.per_slot, num_slots), digits.dtype)
         rows.reshape(-1)[: digits.size] = digits
-        slots: Slots = rows[-1].copy()
+        slots: npt.NDArray[_Int] = rows[-1].copy()
         for row in rows[-2::-1]:
-            slots *= np.uint64(self.radix)
+            slots *= digits.dtype.type(self.radix)
             slots += row
         return slots
 
@@ -87,7 +95,7 @@ def bfv_bits(slot_bits: int, capacity: int, public: bool) -> int:
     return slot_bits + noise + (_PUBLIC_BITS if public else 0)
 
 
-def for_bfv(bits: int, capacity: int, *, public: bool) -> Packing:
+def for_bfv(bits: int, capacity: int, *, public: bool, tail: int = 0) -> Packing:
     """The packing with the fewest bytes per digit whose modulus SEAL can hold.
 
     Raises:
@@ -95,29 +103,39 @@ def for_bfv(bits: int, capacity: int, *, public: bool) -> Packing:
     """
     found = [
         (bfv_bits(packing.slot_bits, capacity, public) / packing.per_slot, packing)
-        for packing in _candidates(bits, capacity)
+        for packing in _candidates(bits, capacity, tail)
         if bfv_bits(packing.slot_bits, capacity, public) <= _LARGEST_PRIME_BITS
     ]
     if not found:
         raise ValueError(
-            f"bits = {bits} and capacity = {capacity} must leave a digit sum that fits one slot "
-            f"below a {_LARGEST_PRIME_BITS}-bit modulus; lower bits or capacity"
+            f"{_wanted(bits, capacity, tail)} must leave a digit sum that fits one slot "
+            f"below a {_LARGEST_PRIME_BITS}-bit modulus; lower bits or capacity{_or_noise(tail)}"
         )
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def for_words(bits: int, capacity: int, largest: int = 60) -> Packing:
+def for_words(bits: int, capacity: int, largest: int = 60, *, tail: int = 0) -> Packing:
     """The packing with the fewest bits per digit in words of at most `largest` bits.
 
     Raises:
         ValueError: not even one digit fits.
     """
-    found = [p for p in _candidates(bits, capacity) if p.slot_bits <= largest]
+    found = [p for p in _candidates(bits, capacity, tail) if p.slot_bits <= largest]
     if not found:
-        raise ValueError(f"bits = {bits} and capacity = {capacity} must fit {largest}-bit words")
+        wanted, remedy = _wanted(bits, capacity, tail), f"lower bits or capacity{_or_noise(tail)}"
+        raise ValueError(f"{wanted} must fit {largest}-bit words; {remedy}")
     # Of equals the one with fewer words: there are fewer to mask.
     return min(found, key=lambda packing: (packing.slot_bits / packing.per_slot, -packing.per_slot))
 
 
-def _candidates(bits: int, capacity: int) -> list[Packing]:
-    return [Packing(bits, capacity, count) for count in range(1, 9)]
+def _candidates(bits: int, capacity: int, tail: int) -> list[Packing]:
+    return [Packing(bits, capacity, count, tail) for count in range(1, 9)]
+
+
+def _wanted(bits: int, capacity: int, tail: int) -> str:
+    noise = f" and noise of up to {tail} levels either way" if tail else ""
+    return f"bits = {bits} and capacity = {capacity}{noise}"
+
+
+def _or_noise(tail: int) -> str:
+    return ", or the noise multiplier and clip of [user_privacy]" if tail else ""

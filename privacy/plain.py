@@ -8,6 +8,7 @@ ends with the same bits as a simulation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -16,11 +17,13 @@ import numpy.typing as npt
 
 from ..core.errors import RunError
 from ..core.parts import SecureSum
-from ..core.sums import Figures, Opened, Pact, Party, Scheme
+from ..core.private import Noise
+from ..core.sums import Chance, Figures, Opened, Pact, Party, Scheme
 from ..core.values import Vector
 
 # float64 holds integers up to 2**53 exactly; 32 fractional bits leave 21 for weight * delta.
 _GRID = float(2**32)
+_STEP = 1.0 / _GRID
 
 
 def build() -> SecureSum:
@@ -36,6 +39,15 @@ class _PlainSum:
     scheme: Scheme | None = None
     min_clients: int = 1
     capacity: int = 0
+    noise: Noise | None = None
+
+    def sensitivity(self, clip: float, size: int) -> float:
+        """The clip, and the rounding of each value to the grid; for a weight of 1."""
+        return clip + math.sqrt(size) * _STEP / 2
+
+    def multiplier(self, size: int, counted: int) -> float:
+        """0: nobody adds noise before the server does."""
+        return 0.0
 
     def describe(self, cohort: int) -> str:
         """That nothing is hidden."""
@@ -60,7 +72,7 @@ class _PlainSum:
         pact: Pact,
         note: bytes,
         party: Party,
-        rng: np.random.Generator,
+        chance: Chance,
     ) -> bytes:
         """`delta` [n] as little-endian float32 bytes; weight and loss travel beside them."""
         return np.ascontiguousarray(delta, "<f4").tobytes()

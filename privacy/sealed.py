@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import RunError
-from ..core.sums import Figures, Opened, Pact, Party, Scheme
+from ..core.private import Noise
+from ..core.sums import Chance, Figures, Opened, Pact, Party, Scheme
 from ..core.values import Vector
 from .codec import LARGEST_WEIGHT
 from .keystream import mask
 from .pairs import Pairs
+from .shares import Shares
 
 _MAGIC = b"PSUM"
 _DIGEST, _CHECK = 32, 16
@@ -38,11 +40,16 @@ class Codec(Protocol):
         """Slots are added modulo this; 0 for floats, which cannot be masked."""
         ...
 
+    @property
+    def shares(self) -> Shares | None:
+        """What clients owe a sum that is private to users; None where they owe nothing."""
+        ...
+
     def blocks(self, size: int) -> int:
         """Blocks for a vector of `size` values."""
         ...
 
-    def encode(self, delta: Vector, figures: Figures, pact: Pact, rng: np.random.Generator) -> Any:
+    def encode(self, delta: Vector, figures: Figures, pact: Pact, chance: Chance) -> Any:
         """Slots [blocks, width] of one client."""
         ...
 
@@ -117,13 +124,46 @@ class SealedSum:
         """Of the key; None without."""
         return self.wrapping.scheme
 
+    @property
+    def noise(self) -> Noise | None:
+        """What clients owe a sum that is private to users; None where they owe nothing."""
+        return self.codec.shares.noise if self.codec.shares else None
+
+    def sensitivity(self, clip: float, size: int) -> float:
+        """The clip that each client keeps, rounding included, whatever `clip` is.
+
+        Raises:
+            ValueError: clients keep no clip, or rounding `size` values leaves too little of it.
+        """
+        if self.codec.shares is None:
+            raise ValueError(
+                f"what one client adds to a sum must be bounded; {self.name} bounds it only in "
+                "runs that are private to users, and CKKS never: use 'bfv', 'masks' or 'plain'"
+            )
+        self.codec.shares.kept(size)
+        return self.codec.shares.noise.clip
+
+    def multiplier(self, size: int, counted: int) -> float:
+        """Of the noise in a sum of `counted` shares, as a gaussian's; 0 without noise."""
+        shares = self.codec.shares
+        return shares.multiplier(size, counted) if shares and shares.noise.multiplier else 0.0
+
     def describe(self, cohort: int) -> str:
-        """Scheme, keys and masks in one line."""
+        """Scheme, keys, masks and noise in one line."""
         masks = self.pairs.describe(cohort) if self.pairs else "no masks"
-        return f"{self.name}; {masks}; sums of {self.min_clients} to {self.capacity} clients"
+        line = f"{self.name}; {masks}; sums of {self.min_clients} to {self.capacity} clients"
+        if not self.noise or not self.noise.multiplier:
+            return line
+        noise = f"{self.noise.multiplier:g} times the clip in a sum of {self.noise.clients}"
+        return f"{line}; each adds its share of Skellam noise, {noise}"
 
     def scale(self, peak: float, most: float) -> float:
-        """Half as much again as the last peak, and never above clip * most."""
+        """Half as much again as the last peak, and never above clip * most.
+
+        In a run that is private to users it is the clip: weights are 1, and peaks are not told.
+        """
+        if self.noise:
+            return self.clip
         largest = self.clip * most
         return min(_MARGIN * peak, largest) if peak > 0.0 else largest
 
@@ -142,7 +182,7 @@ class SealedSum:
         pact: Pact,
         note: bytes,
         party: Party,
-        rng: np.random.Generator,
+        chance: Chance,
     ) -> bytes:
         """Clipped, rounded, packed, masked and wrapped; then head and content.
 
@@ -152,7 +192,7 @@ class SealedSum:
         weight = figures.weight
         if not (0.0 <= weight <= LARGEST_WEIGHT and float(weight).is_integer()):
             raise RunError(f"a weight must be whole and 0..2**20; got {weight}")
-        slots = self.codec.encode(delta, figures, pact, rng)
+        slots = self.codec.encode(delta, figures, pact, chance)
         if self.pairs:
             # Two contents under one mask would give their difference away.
             content = hashlib.sha256(slots.tobytes()).digest()
@@ -244,7 +284,8 @@ class SealedSum:
         return np.minimum(masked, masked - modulus)  # below 2 * modulus; wraps far up if below
 
     def _digest(self, pact: Pact) -> bytes:
-        return pact.digest(self.name, self.capacity, self.clip, *self.terms)
+        noise = (self.noise,) if self.noise else ()
+        return pact.digest(self.name, self.capacity, self.clip, *self.terms, *noise)
 
 
 def _checksum(content: bytes) -> bytes:

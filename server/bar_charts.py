@@ -90,8 +90,9 @@ def _words(client: Mapping[str, Any]) -> str:
         count(client["rounds"], "round"),
         "weight sealed" if weight is None else f"weight {digits(weight)} in all",
         f"{size(client['bytes_up'])} up",
-        f"{duration(client['seconds'])} of training",
     ]
+    if client["seconds"] is not None:
+        said.append(f"{duration(client['seconds'])} of training")
     if loss is not None:
         said.append(f"mean loss {loss:.3f}")
     return ", ".join(said)

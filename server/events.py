@@ -30,13 +30,19 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "round_started": ("domain", "round", "attempt"),
     "reply": ("domain", "round", "attempt", "node"),
     "sum_opened": ("domain", "round", "attempt"),
+    "noised": ("domain", "round", "attempt"),
     "round_finished": ("domain", "round", "attempt"),
     "round_failed": ("domain", "round", "attempt"),
     "evaluated": ("domain", "round"),
+    "statement": ("domain", "node"),
     "domain_finished": ("domain",),
     "run_finished": (),
 }
 """Event -> the fields, all integers, that say where it belongs; a repeat has them all equal."""
+
+
+# Of a domain's end, whatever the round.
+_LAST = ("statement", "domain_finished")
 
 
 class EventLog:
@@ -189,8 +195,8 @@ def _void(key: tuple[Any, ...], domain: int, round_: int) -> bool:
     name, *place = key
     if not place:
         return bool(name == "run_finished")
-    if place[0] != domain or name == "domain_finished":
-        return bool(place[0] > domain or (name == "domain_finished" and place[0] == domain))
+    if place[0] != domain or name in _LAST:
+        return bool(place[0] > domain or (name in _LAST and place[0] == domain))
     if name == "domain_started":
         return False
     return bool(place[1] > round_ if name == "evaluated" else place[1] >= round_)

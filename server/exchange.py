@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -166,7 +166,7 @@ def _collect(
         terms,
         room.secure_sum,
         single=told and room.strategy.combine is not None,
-        observe=partial(_told, room.log, place_) if told else _untold,
+        observe=partial(_told if told else _ended, room.log, place_),
     )
     for verdict in tally.verdicts:
         if verdict.cause:  # it may have lost its folder: let it join again
@@ -222,10 +222,30 @@ def _open(room: Room, waiting: Pending, tally: Tally, kind: str) -> Outcome | Fa
                 return Failure(str(error))
             nothing = Opened(np.zeros(pact.size), 0.0)
             return Outcome(nothing, lost=str(error), attempt=pact.attempt)
+    if room.user.unit and pact.size:
+        opened = _noised(room, waiting, opened)
     seconds = time.monotonic() - started
     if kind == TRAIN:
         _tell(room, waiting, tally, opened, seconds)
     return Outcome(opened, tally.updates, attempt=pact.attempt)
+
+
+def _noised(room: Room, waiting: Pending, opened: Opened) -> Opened:
+    """The sum with the server's noise, where it is the server that adds it."""
+    user, sums, pact = room.user, room.secure_sum, waiting.pact
+    assert user.noise is not None
+    sensitivity = sums.sensitivity(user.noise.clip, pact.size)
+    counted = len(waiting.counted)
+    room.log.emit(
+        "noised",
+        **_place(pact),
+        manifest=pact.manifest,
+        counted=counted,
+        sensitivity=sensitivity,
+        # Of those who really answered: more shares than were counted on are more noise.
+        multiplier=user.multiplier or sums.multiplier(pact.size, counted),
+    )
+    return replace(opened, total=user.add(opened.total, sensitivity))
 
 
 def _tell(room: Room, waiting: Pending, tally: Tally, opened: Opened, seconds: float) -> None:
@@ -282,12 +302,24 @@ def _told(log: EventLog, place_: dict[str, int], verdict: Verdict) -> None:
         records=_or_none(verdict.weight),
         loss=_or_none(verdict.loss),
         seconds=_or_none(verdict.seconds),
+        epsilon=_by_unit(verdict).get("epsilon", {}),
     )
 
 
-def _untold(verdict: Verdict) -> None:
+def _ended(log: EventLog, place_: dict[str, int], verdict: Verdict) -> None:
     if verdict.cause:
         logger.warning("node %d at the end of a domain: %s", verdict.node, verdict.cause)
+    elif verdict.privacy:
+        log.emit("statement", domain=place_["domain"], node=verdict.node, **_by_unit(verdict))
+
+
+def _by_unit(verdict: Verdict) -> dict[str, dict[str, float]]:
+    """What the node's ledger says: word -> unit -> number."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in verdict.privacy.items():
+        word, unit = name.split(".")
+        found.setdefault(word, {})[unit] = value
+    return found
 
 
 def _or_none(value: float) -> float | None:

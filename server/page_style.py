@@ -40,6 +40,7 @@ h1 { margin: 14px 0 30px; font-size: 30px; line-height: 1.26; font-weight: 650;
   white-space: nowrap; font-variant-numeric: tabular-nums; letter-spacing: -0.01em; }
 figure { margin: 0 0 60px; break-inside: avoid; }
 h2 { margin: 0 0 4px; font-size: 19px; font-weight: 650; line-height: 1.3; }
+h3 { margin: 14px 0 2px; font-size: 14px; font-weight: 600; }
 figcaption p { margin: 0 0 18px; color: var(--soft); font-size: 15px; max-width: 66ch; }
 .after { margin: 10px 0 0; color: var(--soft); font-size: 14px; }
 .scroll { overflow-x: auto; }
@@ -74,6 +75,8 @@ table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabu
 th, td { text-align: left; vertical-align: top; padding: 4px 18px 4px 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 th { font-weight: 400; color: var(--soft); min-width: 9em; }
+.columns th { min-width: 0; }
+figure > .notes { margin: 14px 0 18px; }
 .matrix th { min-width: 0; overflow-wrap: normal; }
 .matrix td { text-align: right; }
 code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: 0.93em; }

@@ -16,17 +16,21 @@ from . import report_log
 from .events import Event, number, plain, read_events, settle
 from .report_log import NOTHING, Costs, Log, Place, by_name, integer, place, table
 from .report_page import render
+from .report_privacy import privacy, read_audit
 from .report_sums import sums
 
 
 def write_report(run_folder: Path) -> dict[str, Any]:
     """The report of the run in `run_folder`, also written there as report.json and report.html.
 
+    Where an audit.json lies in the folder, it is the report's `audit`.
+
     Raises:
         OSError: events.jsonl cannot be read or the reports cannot be written.
         RunError: events.jsonl is broken before its last line.
     """
     report = summarise(read_events(run_folder / "events.jsonl"))
+    report["audit"] = read_audit(run_folder)
     text = json.dumps(report, indent=2, allow_nan=False)
     write_atomically(run_folder / "report.json", text + "\n")
     write_atomically(run_folder / "report.html", render(report))
@@ -39,8 +43,8 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
     Accuracies, forgetting and shares are 0..1 (forgetting and backward transfer -1..1); bytes
     and seconds are totals over clients and attempts; what was not measured is null. A domain's
     row of `accuracy_matrix` is filled once the domain is learnt to its end. `sums` says how updates
-    were hidden; it is null where the log does not. `missing` says in plain sentences what the
-    events did not hold.
+    were hidden; it is null where the log does not. `privacy` says what was promised and spent; it
+    is null where nothing was. `missing` says in plain sentences what the events did not hold.
 
     Law: events repeated after a resume change nothing.
 
@@ -69,6 +73,8 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "totals": _totals(log, lost, number(end.get("seconds"))),
         "failed_attempts": [_failure(event) for event in log["round_failed"]],
         "sums": sums(log, start, rounds),
+        "privacy": privacy(log, start),
+        "audit": None,
     }
     report["missing"] = list(_missing(report))
     clean: dict[str, Any] = plain(report)
@@ -194,6 +200,7 @@ def _client(node: int, replies: list[Event], failed: frozenset[Place]) -> dict[s
     used = [event for event in replies if event.get("ok") and place(event) not in failed]
     weights = [w for event in used if (w := number(event.get("records"))) is not None]
     losses = [loss for event in used if (loss := number(event.get("loss"))) is not None]
+    times = [t for event in replies if (t := number(event.get("seconds"))) is not None]
     return {
         "node": node,
         "rounds": len(used),
@@ -202,7 +209,8 @@ def _client(node: int, replies: list[Event], failed: frozenset[Place]) -> dict[s
         "bytes_up": sum(integer(event.get("bytes_up")) for event in replies),
         "rejected": sum(not event.get("ok") for event in replies),
         "mean_loss": sum(losses) / len(losses) if losses else None,
-        "seconds": sum(number(event.get("seconds")) or 0.0 for event in replies),
+        # In private runs no client tells.
+        "seconds": sum(times) if times or not used else None,
     }
 
 

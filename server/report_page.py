@@ -9,7 +9,10 @@ from typing import Any, TypeAlias
 from . import bar_charts, charts, round_charts
 from .chart_frame import thinning
 from .page_style import style_sheet
+from .report_log import table
 from .report_parts import after, figure
+from .report_privacy import breaches, epsilon, noun
+from .report_privacy_page import privacy_figures
 from .report_sums_page import sums_figures
 from .svg import escape
 from .units import DASH, count, digits, duration, percent, points, size
@@ -92,8 +95,9 @@ def _header(report: Report) -> Iterator[str]:
     line = " \N{MIDDLE DOT} ".join(said)
     yield f'<header>\n<p class="run">{line}</p>'
     yield f"<h1>{escape(verdict(report))}</h1>"
-    if report["missing"]:
-        items = "".join(f"<li>{escape(line)}</li>" for line in report["missing"])
+    notes = [*report["missing"], *breaches(report["privacy"])]
+    if notes:
+        items = "".join(f"<li>{escape(line)}</li>" for line in notes)
         yield f'<ul class="notes">{items}</ul>'
     tiles = (
         f'<div class="tile"><dt>{escape(label)}</dt><dd class="value">{escape(value)}</dd>'
@@ -105,9 +109,9 @@ def _header(report: Report) -> Iterator[str]:
 
 def _setting(report: Report) -> Iterator[str]:
     config = report["config"]
-    for table in ("strategy", "continual", "privacy", "secure_sum"):
-        name = config.get(table, {}).get("name") if isinstance(config.get(table), dict) else None
-        if name and name not in ("none", "plain"):
+    for part in ("strategy", "continual", "privacy", "user_privacy", "secure_sum"):
+        name = table(config.get(part)).get("name")
+        if name and name not in ("none", "off", "plain"):
             yield str(name)
     yield count(len(report["domains"]), "domain")
     if isinstance(report["num_clients"], int):
@@ -121,9 +125,13 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
     lost = report["forgetting"][learnt - 1] if learnt > 1 else None
     yield "Test accuracy", percent(best), f"domain mean {_tight(percent(mean))}"
     yield "Forgetting", points(lost), "below each domain\N{RIGHT SINGLE QUOTATION MARK}s best"
-    yield "Learning accuracy", percent(report["learning_accuracy"]), "right after each domain"
-    transfer = report["backward_transfer"]
-    yield "Backward transfer", points(transfer), "of later to earlier domains"
+    later = points(report["backward_transfer"])
+    note = f"later domains: {later}" if report["privacy"] else "right after each domain"
+    yield "Learning accuracy", percent(report["learning_accuracy"]), note
+    if report["privacy"]:
+        yield _epsilon_tile(report["privacy"]["units"])
+    else:
+        yield "Backward transfer", later, "of later to earlier domains"
     again = len(report["failed_attempts"])
     yield (
         "Rounds",
@@ -140,6 +148,16 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
     yield "Time", duration(totals["seconds"]), f"{each} a round"
 
 
+def _epsilon_tile(units: list[dict[str, Any]]) -> tuple[str, str, str]:
+    spent = " and ".join(epsilon(unit["epsilon"]) for unit in units)
+    of = ", ".join(
+        f"of {DASH if unit['target'] is None else format(unit['target'], 'g')} for each "
+        f"{noun(unit)}"
+        for unit in units
+    )
+    return "Epsilon spent", spent, of
+
+
 def _figures(report: Report) -> Iterator[str]:
     names = [domain["name"] for domain in report["domains"]]
     learnt, rounds, clients = report["learnt"], report["rounds"], report["clients"]
@@ -148,19 +166,24 @@ def _figures(report: Report) -> Iterator[str]:
     if rounds:
         yield from _round_figures(rounds, names)
     if clients:
-        yield _contributions(clients)
+        yield _contributions(report)
     if report["rejected"]:
         yield figure(
             "Why replies were rejected",
             "Each bar counts the replies that were left out of the model for one cause.",
             lambda width: bar_charts.causes(report["rejected"], width),
         )
+    yield from privacy_figures(report)
     yield from sums_figures(report)
 
 
-def _contributions(clients: list[dict[str, Any]]) -> str:
+def _contributions(report: Report) -> str:
+    clients = report["clients"]
     what = "of the records behind the model are that client\N{RIGHT SINGLE QUOTATION MARK}s"
-    if bar_charts.weights_sealed(clients):
+    if table(report["config"].get("round")).get("weight") == "uniform":
+        what = "rounds counted that client; all count alike, however many records they have"
+        clients = [{**client, "share": None} for client in clients]
+    elif bar_charts.weights_sealed(clients):
         what = "rounds counted that client; how many records it has is sealed with its updates"
     return figure(
         "Who contributed",
@@ -195,10 +218,12 @@ def _accuracy_figures(report: Report, names: list[str]) -> Iterator[str]:
 def _round_figures(rounds: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
     step = thinning(rounds)
     thin = f" Up to {step} neighbouring rounds are drawn as their mean." if step > 1 else ""
+    told = any(entry["loss"] is not None for entry in rounds)
+    falls = "Within a domain the loss should fall and level off. " if told else ""
     yield figure(
         "Round by round",
-        "Within a domain the loss should fall and level off; a dashed line marks where the next "
-        f"domain begins, and accuracy is the mean over the domains seen so far.{thin}",
+        f"{falls}A dashed line marks where the next domain begins; accuracy is the mean over the "
+        f"domains seen so far.{thin}",
         lambda width: round_charts.learning(rounds, names, width),
     )
     yield figure(

@@ -53,3 +53,25 @@ def rows_table(label: str, heads: Sequence[str], rows: Iterable[tuple[str, str]]
         f'<div class="scroll"><table aria-label="{escape(label)}">{top}'
         f"<tbody>{lines}</tbody></table></div>"
     )
+
+
+def columns_table(label: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of plain texts whose rows have a name first; empty without rows."""
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    lines = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(text)}</td>" for text in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    if not lines:
+        return ""
+    return (
+        f'<div class="scroll"><table class="columns" aria-label="{escape(label)}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def fold(heading: str, body: str) -> str:
+    """Markup that is shown when its heading is opened; nothing for no markup."""
+    return f"<details><summary>{escape(heading)}</summary>{body}</details>" if body else ""

@@ -6,10 +6,11 @@ What is said here is argued in `privacy.pairs` (masks, and what revealing them o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.private import EXAMPLE, USER
 from .report_log import table
 from .units import count
 
@@ -21,6 +22,10 @@ _TLS = "TLS is the deployment\N{RIGHT SINGLE QUOTATION MARK}s; in a simulation n
 _TLS += "machine."
 _NEIGHBOUR = "A neighbour knows the one mask that it shares with the client, and no other."
 _NO_SECRET = "The client holds no secret key: ciphertexts, and the sum less its own update."
+_BOUNDED = {
+    EXAMPLE: "one record (epsilon for each record)",
+    USER: "one client (epsilon for each client)",
+}
 _JOINED = (
     "In this run the key holder was inside the server\N{RIGHT SINGLE QUOTATION MARK}s own process, "
     "as in a simulation: "
@@ -55,14 +60,15 @@ class _Setting:
     revealed: int
 
 
-def views(block: Mapping[str, Any]) -> list[View]:
+def views(block: Mapping[str, Any], units: Collection[str] = ()) -> list[View]:
     """One row per party and coalition; none where the log does not say how updates were hidden.
 
     Args:
         block: `sums` of a report.
+        units: for which privacy is promised, `example` or `user`.
     """
     if not block["hidden"]:
-        return _in_the_clear()
+        return _in_the_clear(units)
     if block["masks"] is None or not (block["scheme"] or block["masks"]):
         return []
     if not block["scheme"]:
@@ -76,8 +82,16 @@ def views(block: Mapping[str, Any]) -> list[View]:
     return _masked(setting) if setting.masks else _unmasked(setting)
 
 
-def sealed(block: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """What travels inside the sum, and what stays in the clear."""
+def sealed(block: Mapping[str, Any], config: Mapping[str, Any], units: Collection[str] = ()) -> str:
+    """What travels inside the sum, and what stays in the clear.
+
+    Args:
+        block: `sums` of a report.
+        config: of the run.
+        units: for which privacy is promised.
+    """
+    if units:
+        return _sealed_privately(block, units)
     if not block["hidden"]:
         return "Weight and mean loss of each update are in the clear with it."
     words = (
@@ -91,6 +105,26 @@ def sealed(block: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"{words} The sum and the model tell something of everyone in them; to bound that is the "
         "part of [privacy]."
     )
+
+
+def _sealed_privately(block: Mapping[str, Any], units: Collection[str]) -> str:
+    clear = "what its ledger says of epsilon. It tells neither loss nor seconds"
+    if not block["hidden"]:
+        words = f"In the clear with each update: its weight, alike for all, and {clear}."
+    else:
+        # In sums that are private to users these are constants.
+        rough = ""
+        if USER not in units:
+            rough = (
+                ", how many of its values were cut, and how large its largest is, in rough steps: "
+                "of an update whose noise is in it already"
+            )
+        words = (
+            f"Sealed with each update: its weight, alike for all{rough}. In the clear: message "
+            f"sizes, timing, who answered, and with each answer {clear}."
+        )
+    bounded = [name for unit, name in _BOUNDED.items() if unit in units]
+    return f"{words} What the sum and the model tell of {' and of '.join(bounded)} is bounded."
 
 
 def undefended(block: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -123,11 +157,16 @@ def _late(revealed: int) -> str:
     return f"{what} Masks were revealed {count(revealed, 'time')} in this run."
 
 
-def _in_the_clear() -> list[View]:
+def _in_the_clear(units: Collection[str]) -> list[View]:
+    server = "With its weight and its mean loss, in every round."
+    if EXAMPLE in units:
+        server = "In every round, each with noise that bounds what it tells of one record."
+    elif USER in units:
+        server = "In every round, cut to the clip; the noise comes to their sum alone."
     tls = f"All that travels, unless TLS stands between. {_TLS}"
     return [
         View("Other clients", NOTHING, "They get the new model after each round."),
-        View("The server", EVERY, "With its weight and its mean loss, in every round."),
+        View("The server", EVERY, server),
         View("The key holder", NOBODY, "Nothing is encrypted."),
         View("Server + one client", EVERY, "The server alone does."),
         View("Someone on the network", EVERY, tls),

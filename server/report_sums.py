@@ -73,12 +73,18 @@ def share(rate: float | None) -> str:
     return "< 0.01 %" if 0.0 < rate < 0.00005 else f"{digits(100 * rate)} %"
 
 
-def in_brief(opened: Event) -> str:
-    """Bytes per value and values cut of a `sum_opened`; empty where nothing travelled."""
+def in_brief(opened: Event, *, told: bool = True) -> str:
+    """Bytes per value and values cut of a `sum_opened`; empty where nothing travelled.
+
+    Args:
+        opened: the event.
+        told: whether clients say how many values they cut: not where a sum is private to users.
+    """
     each, rate = number(opened.get("bytes_per_value")), _rate(opened)
     if not each or rate is None:
         return ""
-    return f"{digits(each)} B/value, saturated {share(rate)}"
+    cut = f", saturated {share(rate)}" if told else ""
+    return f"{digits(each)} B/value{cut}"
 
 
 def _rate(event: Event) -> float | None:

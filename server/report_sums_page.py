@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from ..core.private import USER
 from . import sum_charts
 from .report_parts import after, figure, rows_table
 from .report_secrecy import View, sealed, undefended, views
@@ -29,12 +30,17 @@ def sums_figures(report: Mapping[str, Any]) -> Iterator[str]:
     block = report["sums"]
     if not block:
         return
+    units = [unit["unit"] for unit in (report["privacy"] or {"units": []})["units"]]
+    # Sums that are private to users do not tell how well the values fitted.
+    told = USER not in units
     words = block["words"] or "the log does not say how updates were hidden"
-    facts = rows_table("How updates were hidden", (), _facts(block)) if block["hidden"] else ""
+    facts = (
+        rows_table("How updates were hidden", (), _facts(block, told)) if block["hidden"] else ""
+    )
     yield figure("How updates were hidden", f"{words[0].upper()}{words[1:]}.", after=facts)
-    if block["rounds"]:
+    if block["rounds"] and told:
         yield _fitting(report, block["rounds"])
-    yield _who(block, report["config"])
+    yield _who(block, report["config"], units)
 
 
 def brief(seconds: float | None) -> str:
@@ -44,7 +50,7 @@ def brief(seconds: float | None) -> str:
     return f"{digits(1000 * seconds)} ms" if seconds < 0.995 else duration(seconds)
 
 
-def _facts(block: Block) -> Iterator[tuple[str, str]]:
+def _facts(block: Block, told: bool) -> Iterator[tuple[str, str]]:
     """Names, and values as markup."""
     totals = block["totals"]
     if block["scheme"]:
@@ -58,21 +64,23 @@ def _facts(block: Block) -> Iterator[tuple[str, str]]:
     given_up = f", {count(totals['given_up'], 'round')} given up" if totals["given_up"] else ""
     yield "Sums opened", f"{totals['rounds']:,}{given_up}"
     if totals["rounds"]:
-        yield from _costs(totals)
+        yield from _costs(totals, told)
 
 
-def _costs(totals: Block) -> Iterator[tuple[str, str]]:
+def _costs(totals: Block, told: bool) -> Iterator[tuple[str, str]]:
     each, ratio = totals["bytes_per_value"], totals["ratio_to_float32"]
     if each:
         yield "Bytes per value", f"{digits(each)}, {digits(ratio)} times the 4 of float32"
     yield "Bytes up", size(totals["bytes_up"])
-    yield "Sealing", f"{brief(totals['seal_seconds'])} per client and round"
+    if totals["seal_seconds"] is not None:  # in private runs no client tells
+        yield "Sealing", f"{brief(totals['seal_seconds'])} per client and round"
     yield "Adding", f"{brief(totals['add_seconds'])} in all"
     yield "Opening", f"{brief(totals['open_seconds'])} in all"
     cut, values = totals["saturated"], totals["values"]
-    yield "Values cut", escape(f"{cut:,} of {values:,}, {share(totals['saturated_rate'])}")
-    told = f"; {count(totals['revealed'], 'reveal')} of masks" if totals["revealed"] else ""
-    yield "Dropped out of sums", f"{count(totals['dropped'], 'client')}{told}"
+    rate = share(totals["saturated_rate"])
+    yield "Values cut", escape(f"{cut:,} of {values:,}, {rate}" if told else "not told")
+    reveals = f"; {count(totals['revealed'], 'reveal')} of masks" if totals["revealed"] else ""
+    yield "Dropped out of sums", f"{count(totals['dropped'], 'client')}{reveals}"
 
 
 def _fitting(report: Mapping[str, Any], rounds: list[dict[str, Any]]) -> str:
@@ -88,14 +96,14 @@ def _fitting(report: Mapping[str, Any], rounds: list[dict[str, Any]]) -> str:
     )
 
 
-def _who(block: Block, config: Mapping[str, Any]) -> str:
-    found = views(block)
+def _who(block: Block, config: Mapping[str, Any], units: Sequence[str]) -> str:
+    found = views(block, units)
     if not found:
         told = "The log does not say enough of the settings to tell."
         return figure("Who could see what", told)
     heads = ("Who", "What it could see of one client\N{RIGHT SINGLE QUOTATION MARK}s update")
     rows = rows_table("Who could see what", heads, ((view.who, _cell(view)) for view in found))
-    notes = after(sealed(block, config)) + after(undefended(block, config))
+    notes = after(sealed(block, config, units)) + after(undefended(block, config))
     caption = (
         "As the settings of this run have it, for parties that follow the protocol and put "
         "together what they have."

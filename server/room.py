@@ -12,7 +12,15 @@ from typing import Any
 
 from ..core import check
 from ..core.config import Config
-from ..core.parts import Continual, KeyHolder, Model, SecureSum, Strategy
+from ..core.parts import (
+    Continual,
+    KeyHolder,
+    Model,
+    Privatizer,
+    SecureSum,
+    Strategy,
+    UserPrivatizer,
+)
 from ..core.seeds import derive
 from ..core.values import Domain, ServerState, Ticket
 from ..core.wire import Task
@@ -31,6 +39,8 @@ class Room:
     Attributes:
         token: random, made once in the life of a run: sums of another run of the same name
             are not sums of this one.
+        privatizer: of single records; what it promises is told, the clients keep it.
+        user: of what each client holds; adds noise to sums where the server is trusted to.
         holder: opens sums; None where no key does.
         cards: what clients said of themselves when they joined, by node; of this process.
     """
@@ -45,6 +55,8 @@ class Room:
     test: TestRecords
     strategy: Strategy
     secure_sum: SecureSum
+    privatizer: Privatizer
+    user: UserPrivatizer
     holder: KeyHolder | None
     continual: Continual
     cards: dict[int, bytes] = field(default_factory=dict)
@@ -90,6 +102,8 @@ def open_room(
         test=TestRecords(model, domains.splits, config.evaluate.batch_size),
         strategy=check.build(config, "strategy"),
         secure_sum=secure_sum,
+        privatizer=check.build(config, "privacy"),
+        user=check.build(config, "user_privacy"),
         holder=check.build(config, "keyholder", **keyholder) if keyed else None,
         continual=check.build(config, "continual"),
     )

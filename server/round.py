@@ -17,10 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.parts import Reply, SecureSum, Strategy
+from ..core.private import EXAMPLE, USER
 from ..core.sums import Opened, Pact
 from ..core.values import ServerState, Ticket, Update, Vector, scatter
 
 logger = logging.getLogger(__name__)
+
+ACCOUNT = tuple(
+    f"{word}.{unit}" for word in ("epsilon", "left", "releases") for unit in (EXAMPLE, USER)
+)
+"""Numbers of a client's ledger that may come with an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class Verdict:
         loss: mean training loss; nan when it was not given or is sealed.
         seconds: the client's own time; nan when it was not given.
         seal_seconds: the part of it for sealing; nan when it was not given.
+        privacy: what its ledger says, such as `epsilon.example`; empty where nothing is promised.
     """
 
     node: int
@@ -63,6 +70,7 @@ class Verdict:
     loss: float = math.nan
     seconds: float = math.nan
     seal_seconds: float = math.nan
+    privacy: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -145,6 +153,7 @@ def judge(
         loss=_number(metrics.get("loss")),
         seconds=_number(metrics.get("seconds")),
         seal_seconds=_number(metrics.get("seal_seconds")),
+        privacy=_account(metrics),
     )
     return replace(verdict, cause=_cause(reply, verdict, terms, secure_sum, answered))
 
@@ -181,6 +190,11 @@ def _unlike(body: bytes, terms: Terms, secure_sum: SecureSum) -> str:
     if largest <= terms.max_change:
         return ""
     return "not finite" if not np.isfinite(delta).all() else "change out of range"
+
+
+def _account(metrics: Mapping[str, Any]) -> dict[str, float]:
+    named = {name: _number(metrics.get(name)) for name in ACCOUNT if name in metrics}
+    return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
 def _number(value: Any) -> float:

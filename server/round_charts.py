@@ -34,17 +34,18 @@ _ACCURACY = Line("accuracy", "mean accuracy", "one", percent)
 
 
 def learning(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], width: float) -> str:
-    """Training loss above, accuracy below, on one axis of rounds."""
+    """Training loss above, where it was told, accuracy below, on one axis of rounds."""
     frame = Frame(gather(rounds, KEYS), names, width)
-    second = TOP + PANEL + GAP
+    told = bool(_LOSS.known(frame.points))
+    last = TOP + PANEL + GAP if told else TOP
     parts = [
-        *bands(frame, 2),
-        *line_panel(frame, _LOSS, TOP, lambda v: f"{v:.4g}"),
-        *line_panel(frame, _ACCURACY, second, lambda v: f"{100 * v:.4g} %"),
-        *round_axis(frame, second + PANEL),
+        *bands(frame, 2 if told else 1),
+        *(line_panel(frame, _LOSS, TOP, lambda v: f"{v:.4g}") if told else ()),
+        *line_panel(frame, _ACCURACY, last, lambda v: f"{100 * v:.4g} %"),
+        *round_axis(frame, last + PANEL),
     ]
-    label = "Training loss and mean accuracy per round"
-    return svg.picture(width, second + PANEL + BOTTOM, label, *parts)
+    label = f"{'Training loss and mean' if told else 'Mean'} accuracy per round"
+    return svg.picture(width, last + PANEL + BOTTOM, label, *parts)
 
 
 def costs(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], width: float) -> str:

@@ -104,6 +104,7 @@ def _first(room: Room) -> ServerState:
         domains=[{"name": d.name, "labels": list(d.labels)} for d in room.stream.domains],
         clients=len(there),
         sealing=_sealing(room, len(there)),
+        privacy={part.unit: dict(part.terms) for part in (room.privatizer, room.user) if part.unit},
     )
     return ServerState(round=0, domain=0, params=room.model.vector())
 
@@ -162,6 +163,7 @@ def _domain(room: Room, state: ServerState, index: int) -> ServerState:
         state = _begin(room, state, index)
     else:
         room.model.fit_labels(room.labels(index))
+    _need_bound(room)
     room.log.emit("domain_started", domain=index, name=domain.name, labels=len(room.labels(index)))
     while state.round < table.rounds:
         state = _round(room, state)
@@ -178,6 +180,19 @@ def _domain(room: Room, state: ServerState, index: int) -> ServerState:
     checkpoint.save(room.folder / "checkpoints", state, stamp(room))
     write_report(room.folder)
     return state
+
+
+def _need_bound(room: Room) -> None:
+    """Whether the sums of this size bound what one client adds, before any client is asked."""
+    noise, manifest = room.user.noise, room.model.manifest
+    if noise is None:
+        return
+    for round_ in range(room.config.round.rounds):
+        size = manifest.only(room.strategy.trainable(manifest, round_)).size
+        try:
+            room.secure_sum.sensitivity(noise.clip, size)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
 
 def _folder_of(index: int, name: str) -> str:

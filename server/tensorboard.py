@@ -48,6 +48,7 @@ class ScalarLog:
         self._rounds = rounds
         # The writer's own queue flushes too rarely to be watched; `add` flushes instead.
         self._writer: Any = EventFileWriter(str(folder))
+        self._spent: dict[str, float] = {}
 
     def add(self, event: Event) -> None:
         """Write the scalars of one event, if it has any, and make them visible at once.
@@ -55,9 +56,14 @@ class ScalarLog:
         Raises:
             OSError: the disk is full, or the log is closed.
         """
-        if event["event"] == "round_finished":
+        if event["event"] in ("reply", "statement"):
+            self._hear(event)
+        elif event["event"] == "round_finished":
             scalars = {tag: event.get(field) for field, tag in _ROUND.items()}
-            self._write(event, scalars, done=1)
+            self._write(event, {**scalars, **self._epsilons()}, done=1)
+        elif event["event"] == "domain_finished":
+            # What clients said at the domain's end belongs to its last round.
+            self._write({**event, "round": self._rounds}, self._epsilons(), done=0)
         elif event["event"] == "evaluated":
             self._write(event, _accuracies(event), done=0)
         elif event["event"] == "run_resumed":
@@ -77,6 +83,17 @@ class ScalarLog:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _hear(self, event: Event) -> None:
+        """Keep the largest epsilon that a client said, per unit: ledgers only grow."""
+        said = event.get("epsilon")
+        for unit, value in (said if isinstance(said, Mapping) else {}).items():
+            spent = number(value)
+            if spent is not None:
+                self._spent[unit] = max(spent, self._spent.get(unit, 0.0))
+
+    def _epsilons(self) -> dict[str, float]:
+        return {f"privacy/epsilon_{unit}": value for unit, value in self._spent.items()}
 
     def _write(self, event: Event, scalars: Mapping[str, Any], done: int) -> None:
         values = [

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from perennial.cli.display import Display, _page
 from perennial.cli.follow import Progress, Tail
+from perennial.cli.spent import Spent
 from perennial.cli.tables import print_matrix
 from perennial.server.report import summarise
 
@@ -279,3 +280,93 @@ def test_the_live_page_shows_the_last_sum():
     console = Console(file=io.StringIO(), width=100)
     console.print(_page(progress, last))
     assert "last sum: 2.21 B/value, saturated 0 %" in console.file.getvalue()
+
+
+def private(log, units=("example", "user")):
+    """`log` as that of a run that promises epsilon 8 and 4, where node 2 never answers."""
+    targets = {"example": 8.0, "user": 4.0}
+    log[0]["privacy"] = {unit: {"epsilon": targets[unit], "delta": 1e-5} for unit in units}
+    out, number = [], 0
+    for event in log:
+        if event["event"] == "reply":
+            number += event["ok"]
+            spent = {"example": 0.5 * number, "user": 0.25 * number}
+            event["epsilon"] = {unit: spent[unit] for unit in units} if event["ok"] else {}
+        elif event["event"] == "round_finished":
+            event["loss"] = None
+            place = {name: event[name] for name in ("domain", "round", "attempt", "time")}
+            out.append({"event": "noised", **place, "counted": 1, "multiplier": 2.0})
+        elif event["event"] == "domain_finished":
+            said = {"epsilon": {unit: spent[unit] for unit in units},
+                    "left": dict.fromkeys(units, 3.0 - event["domain"]),
+                    "releases": dict.fromkeys(units, float(number))}  # fmt: skip
+            out.append({"event": "statement", "time": event["time"], "domain": event["domain"],
+                        "node": 1, **said})  # fmt: skip
+        out.append(event)
+    return out
+
+
+def test_a_private_round_says_what_was_spent_in_place_of_the_loss(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    with Display(path, mode="plain"):
+        write(path, private(make_log()))
+    out = capsys.readouterr().out
+    first = "round 1/2: epsilon 0.5 of 8 per record; epsilon 0.25 of 4 per client, up 7 B, down"
+    assert first in out
+    assert "round 2/2: epsilon 2 of 8 per record; epsilon 1 of 4 per client, up 7 B" in out
+    assert "finished in 9 s; epsilon 1 of 8 per record, 3 more updates fit; epsilon 0.5" in out
+    assert "loss" not in out
+    last = "privacy: epsilon 2 of 8 for each record at delta 1e-05, by the worst client; 2 more"
+    assert f"\n{last} updates fit\n" in out
+    assert "note: 1 of 2 clients did not answer when last asked" in out
+    assert "warning" not in out
+
+
+@pytest.mark.parametrize(("unit", "words"), [("example", ", saturated 3 %"), ("user", "")])
+def test_sums_that_are_private_to_users_tell_of_no_cuts(tmp_path, capsys, unit, words):
+    path, log = tmp_path / "events.jsonl", hidden(private(make_log(), (unit,)), cut=3)
+    with Display(path, mode="plain"):
+        write(path, log)
+    assert f"rejected 1, 2.21 B/value{words}\n" in capsys.readouterr().out
+
+
+def test_a_broken_promise_is_a_warning(tmp_path, capsys):
+    log = private(make_log(), ("example",))
+    log[0]["privacy"]["example"]["epsilon"] = 1.5
+    write(tmp_path / "e", log)
+    with Display(tmp_path / "e", mode="plain", skip_old=True):
+        pass
+    assert "warning: Epsilon for each record is 2, above its target of 1.5" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_live_page_shows_epsilon_round_by_round():
+    progress, spent = Progress(), Spent()
+    for event in private(make_log()):
+        progress.see(event)
+        spent.see(event)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(_page(progress, None, spent))
+    out = console.file.getvalue()
+    assert "loss" not in out
+    assert [words in out for words in ("0.5 / 0.25", "1 / 0.5", "1.5 / 0.75", "2 / 1")] == [
+        True
+    ] * 4
+    assert "epsilon 2 of 8 per record, 2 more updates fit; epsilon 1 of 4 per client" in out
+
+
+def test_a_private_run_in_every_mode_and_cut_anywhere(tmp_path, capsys):
+    log = private(make_log())
+    for mode in ("live", "plain", "quiet", "json"):
+        write(tmp_path / mode, log)
+        with Display(tmp_path / mode, mode=mode):
+            pass
+    assert "Traceback" not in capsys.readouterr().err
+    for cut in range(len(log)):
+        progress, spent = Progress(), Spent()
+        for event in log[:cut]:
+            progress.see(event)
+            spent.see(event)
+        console = Console(file=io.StringIO(), width=100)
+        console.print(_page(progress, None, spent))

@@ -5,12 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from asking import NOTHING, answered, client, delta, start, task_of
 
-from perennial.client.site import Sealing, Site, open_client
+from perennial.client.site import Site
 from perennial.core.errors import PerennialError, RunError
-from perennial.core.sums import Pact, Party
-from perennial.core.values import Ticket
-from perennial.core.wire import Task
 
 TEXT = """
 [data]
@@ -24,8 +22,6 @@ split = "dirichlet"
 batch_size = 16
 """
 
-NOTHING = np.zeros(0, np.float32)
-
 
 def made(text=TEXT):
     torch.manual_seed(5)
@@ -37,43 +33,6 @@ def site():
     return made()
 
 
-def task_of(site, domain=0, round=0, rounds=3, attempt=0, run="run"):
-    domains = site.stream.domains[: domain + 1]
-    labels = tuple(label for d in domains for label in d.labels)
-    site.model.fit_labels(labels)
-    travels = site.strategy.trainable(site.model.manifest, round)
-    ticket = Ticket(run, domain, round, attempt, site.model.manifest.only(travels).hash)
-    names = tuple(d.name for d in domains)
-    base = site.model.identity()
-    return Task(ticket, rounds, labels, domains[-1], names, site.model.manifest.hash, base)
-
-
-def start(site, task, seed=0):
-    site.model.fit_labels(task.labels)
-    draw = np.random.default_rng(seed)
-    return draw.normal(scale=0.05, size=site.model.manifest.size).astype(np.float32)
-
-
-def client(site, tmp_path, index=0):
-    return open_client(site, index, tmp_path / f"{index}")
-
-
-def pact_of(site, task, kind="train"):
-    names = site.strategy.trainable(site.model.manifest, task.ticket.round)
-    size = site.model.manifest.only(names).size if kind == "train" else 0
-    t = task.ticket
-    return Pact(t.run, t.domain, t.round, t.attempt, t.manifest, "0" * 32, size, 0.0, "")
-
-
-def answered(site, client, task, params, summary, kind="train"):
-    sealing = Sealing(pact_of(site, task, kind), b"", Party(client.index, client.store.folder))
-    return getattr(site, kind)(client, task, params, summary, sealing)
-
-
-def delta(site, body, task):
-    return site.secure_sum.single(body, pact_of(site, task))
-
-
 def test_a_round_gives_local_minus_global(site, tmp_path):
     task = task_of(site)
     params = start(site, task)
@@ -81,7 +40,7 @@ def test_a_round_gives_local_minus_global(site, tmp_path):
     found = delta(site, body, task)
     assert np.array_equal(found, site.model.vector() - params)
     assert found.any()
-    shard = site._shard(client(site, tmp_path), task.domain.name, "train")
+    shard = site.shards.of(0, task.domain.name, "train")
     assert metrics["weight"] == len(shard) > 0
     assert metrics["loss"] > 0
 
@@ -138,11 +97,12 @@ def test_a_torn_answer_is_computed_again(site, tmp_path):
 def test_rounds_domains_and_clients_draw_different_batches(site, tmp_path, monkeypatch):
     drawn = []
 
-    def batches(num_records, batch_size, epochs, rng):
+    def batches(strata, batch_size, epochs, rng):
         drawn.append(int(rng.integers(2**62)))
         return iter(())
 
-    monkeypatch.setattr(site, "privatizer", replace(site.privatizer, batches=batches))
+    example = replace(site.promise.example, batches=batches)
+    monkeypatch.setattr(site, "promise", replace(site.promise, example=example))
     asked = ((0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0))
     for index, domain, round_ in asked:
         task = task_of(site, domain, round_)
@@ -183,7 +143,7 @@ def test_an_empty_shard_trains_nothing_and_weighs_nothing(tmp_path, weight):
     task = task_of(site)
     params = start(site, task)
     for index in range(900):
-        if not len(site._shard(client(site, tmp_path, index), task.domain.name, "train")):
+        if not len(site.shards.of(index, task.domain.name, "train")):
             break
     body, metrics = answered(site, client(site, tmp_path, index), task, params, NOTHING)
     assert metrics["weight"] == 0.0
@@ -306,5 +266,5 @@ name = "tiny"
 """
     own = Site(text, {"train": str(tmp_path / "mine.jsonl")})
     one = client(own, tmp_path)
-    assert len(own._shard(one, "shop", "train")) == 0
-    assert len(own._shard(one, "bank", "train")) > 0
+    assert len(own.shards.of(one.index, "shop", "train")) == 0
+    assert len(own.shards.of(one.index, "bank", "train")) > 0

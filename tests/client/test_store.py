@@ -28,7 +28,7 @@ def opened(folder, client="00001", base="base"):
 @pytest.fixture
 def store(tmp_path):
     store = opened(tmp_path)
-    store.remember(TICKET, "salt", KEPT)
+    store.remember(TICKET, "salt", KEPT, sync=False)
     return store
 
 
@@ -87,7 +87,7 @@ def test_another_question_gets_no_old_answer(store, ticket, salt):
 def test_only_the_last_answer_is_kept(store):
     later = Ticket("run", 1, 3, 0, "manifest")
     other = dataclasses.replace(KEPT, body=b"later")
-    store.remember(later, "salt", other)
+    store.remember(later, "salt", other, sync=False)
     assert store.recall(TICKET, "salt") is None
     assert same(store.recall(later, "salt"), other)
 
@@ -119,5 +119,5 @@ def test_a_write_that_stopped_half_way_keeps_the_last_answer(store, tmp_path):
 def test_an_empty_body_is_an_answer(tmp_path):
     store = opened(tmp_path)
     nothing = Kept(np.zeros(0, np.float32), 0.0, 0.0, {"weight": 0.0})
-    store.remember(TICKET, "salt", nothing)
+    store.remember(TICKET, "salt", nothing, sync=False)
     assert same(store.recall(TICKET, "salt"), nothing)

@@ -9,6 +9,7 @@ import torch
 
 from perennial.client.train import Forces, Schedule, train
 from perennial.core.config import Train
+from perennial.core.private import one_cohort
 from perennial.core.values import Manifest
 from perennial.privacy import none
 
@@ -65,7 +66,8 @@ def go(model, encoded=TWO, table=BY_HAND, schedule=WHOLE, **more):
         "rng": np.random.default_rng(0),
         **more,
     }
-    return train(model, encoded, table, schedule, **options)
+    strata = options.pop("strata", one_cohort(len(encoded)))
+    return train(model, encoded, strata, table, schedule, **options)
 
 
 def many(count=32, seed=0):
@@ -129,11 +131,16 @@ def test_accumulated_steps_equal_whole_ones(optimizer):
 
 def test_accumulation_makes_parts_of_the_asked_number():
     sizes = []
-    spy = replace(
-        none.build(), backward=lambda losses, *sizes_: sizes.append((len(losses), *sizes_))
-    )
+    spy = spying([], backward=lambda losses, step_size: sizes.append((len(losses), step_size)))
     go(Line(), many(32), Train(batch_size=32, accumulate=4), privatizer=spy)
-    assert sizes == [(8, 32, 32)] * 4
+    assert sizes == [(8, 32)] * 4
+
+
+def test_no_part_is_larger_than_the_privatizer_says():
+    sizes = []
+    spy = spying([], backward=lambda losses, step_size: sizes.append((len(losses), step_size)))
+    go(Line(), many(32), Train(batch_size=32), privatizer=replace(spy, largest_part=10))
+    assert sizes == [(8, 32)] * 4
 
 
 def test_two_trainings_give_the_same_bits():
@@ -173,25 +180,34 @@ def spying(calls, **changes):
     """The privatizer `none`, writing down the order of the calls."""
     real = none.build()
 
+    class Spy:
+        def __init__(self, session, parameters):
+            self.session, self.parameters = session, parameters
+
+        def backward(self, losses, step_size):
+            calls.append("backward")
+            changes.get("backward", self.session.backward)(losses, step_size)
+
+        def release(self, optimizer):
+            calls.append("release")
+            assert isinstance(optimizer, torch.optim.Optimizer)
+            changes.get("release", lambda parameters: None)(self.parameters)
+
+        def stepped(self):
+            calls.append("stepped")
+
     @contextmanager
-    def attach(module):
-        calls.append("attach")
-        yield
-        calls.append("detach")
+    def session(module, parameters, batch_size):
+        calls.append("open")
+        with real.session(module, parameters, batch_size) as opened:
+            yield Spy(opened, parameters)
+        calls.append("close")
 
     def batches(*args):
         calls.append("batches")
-        yield from real.batches(*args)
+        yield from changes.get("batches", real.batches)(*args)
 
-    def backward(*args):
-        calls.append("backward")
-        real.backward(*args)
-
-    def release(parameters, batch_size):
-        calls.append("release")
-
-    kept = {"batches": batches, "backward": backward, "release": release, **changes}
-    return replace(real, attach=attach, **kept)
+    return replace(real, session=session, batches=batches)
 
 
 def test_pulls_join_after_the_release_and_the_mask_after_them():
@@ -213,12 +229,12 @@ def test_pulls_join_after_the_release_and_the_mask_after_them():
         forces=Forces((pull, pull), mask),
         trainable=frozenset({"w"}),
     )
-    step = ["backward", "backward", "release", "pull", "pull", "mask"]
-    assert calls == ["batches", "attach", *step, *step, "detach"]
+    step = ["backward", "backward", "release", "pull", "pull", "mask", "stepped"]
+    assert calls == ["batches", "open", *step, *step, "close"]
 
 
 def test_a_pull_survives_what_the_privatizer_does_to_the_gradient():
-    def release(parameters, batch_size):
+    def release(parameters):
         for parameter in parameters.values():
             parameter.grad.zero_()
 

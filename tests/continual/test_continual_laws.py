@@ -6,7 +6,7 @@ import torch
 
 from perennial.core import plugins
 from perennial.core.parts import Continual, Phase
-from perennial.core.values import Domain, Records, Spend
+from perennial.core.values import Domain, Records
 from perennial.models import tiny
 
 # Options that a method requires; one that is not here is built with its defaults.
@@ -46,9 +46,9 @@ def phase(folder, index=0, summary=None):
 def learnt(method, model, records, folder):
     """The summary after the first domain, and the memory at the start of the second."""
     before = phase(folder)
-    vector, spends = method.finish(method.start(before), records, model, before)
+    vector = method.finish(method.start(before), records, model, before)
     model.fit_labels((*FIRST.labels, *SECOND.labels))
-    return vector, spends, method.start(phase(folder, 1, vector))
+    return vector, method.start(phase(folder, 1, vector))
 
 
 def test_in_the_first_domain_nothing_is_remembered(method, model, requests_, tmp_path):
@@ -61,19 +61,17 @@ def test_in_the_first_domain_nothing_is_remembered(method, model, requests_, tmp
 
 def test_what_is_summed_has_the_promised_size(method, model, requests_, tmp_path):
     size = method.size(model.manifest)
-    vector, spends, _ = learnt(method, model, requests_, tmp_path)
+    vector, _ = learnt(method, model, requests_, tmp_path)
     assert vector.shape == (size,)
     assert vector.dtype == np.float32
     assert np.isfinite(vector).all()
-    assert all(isinstance(spend, Spend) for spend in spends)
 
 
 def test_an_empty_shard_ends_a_domain_too(method, model, tmp_path):
     size = method.size(model.manifest)
-    vector, spends, memory = learnt(method, model, Records(), tmp_path)
+    vector, memory = learnt(method, model, Records(), tmp_path)
     assert vector.shape == (size,)
     assert not vector.any()
-    assert spends == ()
     assert len(method.dataset(memory, Records())) == 0
 
 
@@ -110,7 +108,7 @@ def test_pulls_and_masks_fit_the_parameters(method, model, requests_, tmp_path):
 
 
 def test_what_is_remembered_survives_the_process(method, model, requests_, tmp_path):
-    vector, _, memory = learnt(method, model, requests_, tmp_path)
+    vector, memory = learnt(method, model, requests_, tmp_path)
     again = method.start(phase(tmp_path, 1, vector))
     parameters = model.parameters()
     assert method.dataset(again, FOOD) == method.dataset(memory, FOOD)

@@ -24,7 +24,7 @@ MAY_IMPORT = LEAVES | {
 
 # Library -> the files (or folders) that may import it.
 DOORS = {
-    "opacus": ("privacy/dp_sgd.py",),
+    "opacus": ("privacy/dp_sgd.py", "privacy/opacus_route.py", "privacy/crosscheck.py"),
     "dp_accounting": ("privacy/accounting.py",),
     "tenseal": ("privacy/lattice.py",),
     "cryptography": ("privacy/",),

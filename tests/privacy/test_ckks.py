@@ -16,7 +16,7 @@ import pytest
 from perennial.core import plugins
 from perennial.core.errors import ConfigError, RefusedError
 from perennial.core.parts import SecureSum
-from perennial.core.sums import Figures, Pact
+from perennial.core.sums import Chance, Figures, Pact
 from perennial.privacy import ckks, keys, lattice, limits
 from perennial.privacy.audit_log import AuditLog
 from perennial.privacy.codec import Front
@@ -44,7 +44,7 @@ class World:
         rng = np.random.default_rng(seed)
         row = (rng.uniform(-1, 1, size) * spread).astype(np.float32)
         pact = Pact("run", 0, 0, 0, "m", "0" * 32, size, 1.0, "")
-        return self.codec.encode(row, Figures(1.0, 0.5), pact, rng)
+        return self.codec.encode(row, Figures(1.0, 0.5), pact, Chance(rng))
 
     def total(self, rows):
         """c0 and c1 of the sum, and the body that a server makes of them."""
@@ -220,7 +220,8 @@ def test_rounding_has_no_bias_and_errs_by_less_than_a_step(value):
     codec, num = ckks.build(clip=1.0).codec, 400_000
     row = np.full(num, value, np.float32)
     pact = Pact("run", 0, 0, 0, "m", "0" * 32, num, 1.0, "")
-    slots = codec.encode(row, Figures(1.0), pact, np.random.default_rng(0)).reshape(-1)
+    chance = Chance(np.random.default_rng(0))
+    slots = codec.encode(row, Figures(1.0), pact, chance).reshape(-1)
     values = slots[Front(ckks._BITS).size :][:num]
     errors = (values - float(row[0])) / codec.grid
     assert np.abs(errors).max() < 1.0
@@ -235,7 +236,7 @@ def test_slots_are_multiples_of_at_most_one_and_zero_stays_zero(weight, scale):
     row = rng.uniform(-1, 1, 5000).astype(np.float32)
     row[:100], row[100:110], row[110:120] = 0.0, 1.0, -1.0
     pact = Pact("run", 0, 0, 0, "m", "0" * 32, row.size, scale, "")
-    slots = codec.encode(row, Figures(weight, 0.5), pact, rng).reshape(-1)
+    slots = codec.encode(row, Figures(weight, 0.5), pact, Chance(rng)).reshape(-1)
     assert np.array_equal(slots, np.rint(slots / codec.grid) * codec.grid)
     assert np.abs(slots).max() <= 1.0
     values = slots[Front(ckks._BITS).size :]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from perennial.core import plugins
 from perennial.core.errors import RunError
 from perennial.core.parts import SecureSum
-from perennial.core.sums import Figures, Pact, Party
+from perennial.core.sums import Chance, Figures, Pact, Party
 from perennial.privacy.codec import LEAST_SCALE, Front, IntCodec, bound
 from perennial.privacy.packing import for_bfv
 
@@ -39,8 +39,8 @@ class Keeping:
     def __getattr__(self, name):
         return getattr(self.codec, name)
 
-    def encode(self, delta, figures, pact, rng):
-        slots = self.codec.encode(delta, figures, pact, rng)
+    def encode(self, delta, figures, pact, chance):
+        slots = self.codec.encode(delta, figures, pact, chance)
         self.sealed.append(slots)
         return slots
 
@@ -79,9 +79,9 @@ class Cohort:
         counted, total = [node for node in nodes if node not in gone], None
         wanted = np.zeros(0, np.int64)
         for node, row, weight in zip(nodes, rows, weights, strict=True):
-            rng = np.random.default_rng([self.round, node])
+            chance = Chance(np.random.default_rng([self.round, node]))
             figures, note = Figures(float(weight), 0.5), notes.get(node, b"")
-            body = self.sums.seal(row, figures, pact, note, parties[node], rng)
+            body = self.sums.seal(row, figures, pact, note, parties[node], chance)
             slots = self.kept.sealed.pop()
             if node in counted:
                 total = self.sums.add(total, body, 1.0, pact)
@@ -174,7 +174,7 @@ def test_values_that_are_cut_stay_within_the_digits(bits, sign):
     for _ in range(60):
         weight, scale = float(rng.integers(1, 500)), float(rng.uniform(0.001, 500))
         pact = Pact("run", 0, 0, 0, "m", "0" * 32, delta.size, scale, "")
-        slots = codec.encode(delta, Figures(weight), pact, rng)
+        slots = codec.encode(delta, Figures(weight), pact, Chance(rng))
         front = Front(bits).size
         digits = codec.packing.unpack(slots.reshape(-1), front + delta.size)[front:]
         limit = min(1.0, scale / weight) * weight / scale * codec.half
@@ -233,7 +233,7 @@ ODD = [math.nan, math.inf, -math.inf]
 def test_no_nan_passes(name, bad, cohort):
     world = cohort(name) if name != "ckks" else cohort(name, preset="tight")
     pact = Pact("run", 0, 0, 0, "m", "0" * 32, 5, 1.0, world.key)
-    party, rng = world.party(1), np.random.default_rng(0)
+    party, chance = world.party(1), Chance(np.random.default_rng(0))
     row = np.array([0, 0.1, bad, 0.3, 0], np.float32)
     for delta, weight, scale in (
         (row, 1.0, 1.0),
@@ -245,8 +245,9 @@ def test_no_nan_passes(name, bad, cohort):
         (row[:2].repeat(3)[:5], 1.0, 5e-324),
         (row[:2].repeat(3)[:5], 1.0, LEAST_SCALE / 2),
     ):
+        changed = replace(pact, scale=scale)
         with pytest.raises(RunError, match="must be"):
-            world.sums.seal(delta, Figures(weight), replace(pact, scale=scale), b"", party, rng)
+            world.sums.seal(delta, Figures(weight), changed, b"", party, chance)
     assert not (party.folder / "pairs" / "session.json").exists(), "no mask was spent"
 
 
@@ -254,8 +255,8 @@ def test_no_nan_passes(name, bad, cohort):
 def test_a_loss_that_is_none_is_told_as_nothing(bad, cohort):
     world = cohort("bfv", masks=False)
     pact = Pact("run", 0, 0, 0, "m", "0" * 32, 5, 1.0, world.key)
-    rng = np.random.default_rng(0)
-    slots = world.codec.encode(np.zeros(5, np.float32), Figures(7.0, bad), pact, rng)
+    chance = Chance(np.random.default_rng(0))
+    slots = world.codec.encode(np.zeros(5, np.float32), Figures(7.0, bad), pact, chance)
     found = world.codec.decode(slots, 1, pact)
     assert (found.weight, found.loss) == (7.0, 0.0)
 

@@ -33,7 +33,7 @@ from perennial.client.site import open_site
 from perennial.core import plugins, wire
 from perennial.core.errors import RefusedError, RunError
 from perennial.core.parts import SecureSum
-from perennial.core.sums import Figures, Pact, Party
+from perennial.core.sums import Chance, Figures, Pact, Party
 from perennial.core.values import Domain, Ticket
 from perennial.privacy import keys, service
 from perennial.privacy.audit_log import AuditLog
@@ -283,7 +283,7 @@ class Fleet:
                 pact,
                 notes.get(node, b""),
                 party,
-                rng,
+                Chance(rng),
             )
             for node, party in self.parties.items()
         }
@@ -829,7 +829,8 @@ def test_the_client_answers_everything_and_seals_to_sound_pacts_alone(
 def test_a_crowd_of_names_costs_a_client_nothing(tmp_path, key_files):
     node = Node(tmp_path, key_files)
     site, labels = node.site, node.site.model.labels
-    kept = len(site._deals), len(site._encoded)
+    shards = site.shards
+    kept = len(shards._deals), len(shards._encoded)
     crowd = [f"x{number}" for number in range(70_000)]
     for key, names in (("labels", crowd), ("seen", crowd), ("seen", list(node.task.seen) * 2)):
         parts = node.parts(node.pact(), b"")
@@ -839,7 +840,7 @@ def test_a_crowd_of_names_costs_a_client_nothing(tmp_path, key_files):
     parts[wire.TASK] |= {"seen": crowd[:5000]}
     metrics = node.ask("evaluate", parts).content[wire.METRICS]
     assert sum(metrics.values()) == 0.0, "another client's domains: no records here"
-    assert (len(site._deals), len(site._encoded)) == kept
+    assert (len(shards._deals), len(shards._encoded)) == kept
 
 
 # The key holder

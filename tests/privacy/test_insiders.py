@@ -15,7 +15,7 @@ import pytest
 
 from perennial.core import plugins
 from perennial.core.parts import SecureSum
-from perennial.core.sums import Figures, Pact, Party
+from perennial.core.sums import Chance, Figures, Pact, Party
 from perennial.privacy import keys, vault
 from perennial.privacy.codec import Front
 from perennial.privacy.keystream import mask
@@ -58,9 +58,9 @@ def cohort_of(sums, folder, key_files):
 
 def sealed(cohort, node, pact=None, notes=None):
     pact, notes = pact or cohort.pact, notes or cohort.notes
-    note, rng = notes.get(node, b""), np.random.default_rng(node)
+    note, chance = notes.get(node, b""), Chance(np.random.default_rng(node))
     figures, party = Figures(1.0, 0.5), cohort.parties[node]
-    return cohort.sums.seal(cohort.updates[node], figures, pact, note, party, rng)
+    return cohort.sums.seal(cohort.updates[node], figures, pact, note, party, chance)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.core.sums import Figures, Pact, Party
+from perennial.core.sums import Chance, Figures, Pact, Party
 from perennial.privacy import plain
 
 sums = plain.build()
@@ -15,8 +15,8 @@ def pact(size):
 
 
 def seal(row):
-    rng = np.random.default_rng(0)
-    return sums.seal(row, Figures(9.0), pact(len(row)), b"", Party(1, Path()), rng)
+    chance = Chance(np.random.default_rng(0))
+    return sums.seal(row, Figures(9.0), pact(len(row)), b"", Party(1, Path()), chance)
 
 
 def total_of(rows, weights):

@@ -10,7 +10,7 @@ import pytest
 from perennial.core import plugins
 from perennial.core.errors import ConfigError, RunError
 from perennial.core.parts import SecureSum
-from perennial.core.sums import Figures, Pact, Party
+from perennial.core.sums import Chance, Figures, Pact, Party
 
 # Options that a sum requires; one that is not here is built with its defaults.
 OPTIONS = {
@@ -61,10 +61,10 @@ class Cohort:
         bodies = {}
         losses = losses or [0.5] * len(rows)
         for node, row, weight, loss in zip(self.parties, rows, weights, losses, strict=False):
-            rng = np.random.default_rng(node)
+            chance = Chance(np.random.default_rng(node))
             figures = Figures(weight, loss)
             note = notes.get(node, b"")
-            bodies[node] = self.sums.seal(row, figures, pact, note, self.parties[node], rng)
+            bodies[node] = self.sums.seal(row, figures, pact, note, self.parties[node], chance)
         return bodies
 
     def open(self, bodies, weights, pact, notes, order=None):

@@ -9,7 +9,7 @@ import pytest
 
 from perennial.core import plugins
 from perennial.core.parts import Reply, SecureSum, Strategy
-from perennial.core.sums import Figures, Pact, Party
+from perennial.core.sums import Chance, Figures, Pact, Party
 from perennial.core.values import Manifest, ServerState, Ticket
 from perennial.server.round import Terms, close, collect, judge, mean, opened_sum
 
@@ -23,7 +23,7 @@ MEDIAN = plugins.load("strategies", "median", {}, Strategy)
 
 def sealed(delta):
     party = Party(1, Path())
-    return PLAIN.seal(delta, Figures(1.0), PACT, b"", party, np.random.default_rng(0))
+    return PLAIN.seal(delta, Figures(1.0), PACT, b"", party, Chance(np.random.default_rng(0)))
 
 
 def mean_of(tally):

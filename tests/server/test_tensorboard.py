@@ -90,3 +90,31 @@ def test_closing_twice(tmp_path):
     log = ScalarLog(tmp_path, 1)
     log.close()
     log.close()
+
+
+def said(event, domain, round_, node, **epsilon):
+    place = {"domain": domain, "round": round_, "attempt": 0, "node": node}
+    return {"event": event, "time": 9.0, **place, "epsilon": epsilon}
+
+
+def test_epsilon_is_that_of_the_client_that_spent_most(tmp_path):
+    log = [
+        said("reply", 0, 0, 1, example=0.5, user=0.25),
+        said("reply", 0, 0, 2, example=1.5, user=0.25),
+        round_(0, 0, None),
+        said("reply", 0, 1, 1, example=1.0),
+        {**said("reply", 0, 1, 3), "epsilon": None},
+        round_(0, 1, None),
+        said("statement", 0, 0, 1, example=2.0),
+        {"event": "domain_finished", "time": 12.0, "domain": 0},
+    ]
+    write_tensorboard(log, tmp_path)
+    scalars = read(tmp_path)
+    assert scalars["privacy/epsilon_example"] == [(1, 1.5), (2, 1.5), (2, 2.0)]
+    assert scalars["privacy/epsilon_user"] == [(1, 0.25), (2, 0.25), (2, 0.25)]
+    assert "train/loss" not in scalars
+
+
+def test_a_run_that_promises_nothing_has_no_epsilon(tmp_path):
+    write_tensorboard([said("reply", 0, 0, 1), round_(0, 0)], tmp_path)
+    assert not any(tag.startswith("privacy") for tag in read(tmp_path))

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perennial.core.sums import Figures, Pact, Party
+from perennial.core.sums import Chance, Figures, Pact, Party
 from perennial.core.values import ServerState
 from perennial.privacy import plain
 from perennial.strategies import fedavg
@@ -20,7 +20,7 @@ def test_two_clients_by_hand():
     total, pact = None, Pact("r", 0, 0, 0, "", "0" * 32, 3, 0.0, "")
     sums, rng, party = plain.build(), np.random.default_rng(0), Party(1, Path())
     for delta, weight in zip(deltas, weights, strict=True):
-        body = sums.seal(delta, Figures(weight), pact, b"", party, rng)
+        body = sums.seal(delta, Figures(weight), pact, b"", party, Chance(rng))
         total = sums.add(total, body, weight, pact)
     opened = sums.result(sums.close(total, pact), pact, [1, 2], {}, {})
     mean = (opened.total / sum(weights)).astype(np.float32)

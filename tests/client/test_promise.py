@@ -1,0 +1,260 @@
+"""What a client charges before it trains, and what leaves it in a private run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from asking import NOTHING, answered, client, delta, pact_of, sealing_of, start, task_of
+
+from perennial.client.parties import Own
+from perennial.client.promise import once, strata_of
+from perennial.client.site import Site
+from perennial.core.errors import BudgetError, PrivacyError
+from perennial.core.private import LEDGER
+from perennial.core.values import Records
+
+TEXT = """
+[data]
+name = "sample"
+[model]
+name = "tiny"
+[shards]
+num_clients = 3
+split = "iid"
+[train]
+batch_size = 16
+epochs = 2
+[round]
+weight = "uniform"
+"""
+EXAMPLE = """
+[privacy]
+name = "dp_sgd"
+epsilon = 3.0
+delta = 1e-3
+noise_multiplier = 2.0
+sample_rate = 0.5
+"""
+CENTRAL = """
+[user_privacy]
+name = "central"
+epsilon = 3.0
+delta = 1e-3
+noise_multiplier = 4.0
+clip = 0.01
+"""
+
+
+def made(text=TEXT + EXAMPLE, own=None):
+    torch.manual_seed(5)
+    return Site(text, {}, own or Own())
+
+
+@pytest.fixture(scope="module")
+def site():
+    return made()
+
+
+def charges(mine):
+    path = mine.store.folder / LEDGER
+    if not path.exists():
+        return []
+    return [e for e in map(json.loads, path.read_text().splitlines()) if e.get("unit")]
+
+
+def test_a_round_is_charged_and_says_so(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    body, metrics = answered(site, mine, task, params, NOTHING)
+    assert len(charges(mine)) == 1
+    assert set(metrics) == {"weight", "epsilon.example"}
+    assert metrics["weight"] == 1.0
+    assert 0.0 < metrics["epsilon.example"] < 3.0
+    assert delta(site, body, task).all(), "noise moves every value"
+
+
+def test_nothing_that_the_ledger_does_not_cover_leaves(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    _, metrics = answered(site, mine, task, start(site, task), NOTHING)
+    assert not {"loss", "seconds", "seal_seconds"} & set(metrics)
+    kept = (mine.store.folder / "answer.bin").read_bytes()
+    assert b'"loss": NaN' in kept
+
+
+def test_the_charge_is_on_disk_before_the_first_step(site, tmp_path, monkeypatch):
+    task, mine = task_of(site), client(site, tmp_path)
+    params, seen = start(site, task), []
+
+    def batches(*_):
+        seen.append(len(charges(mine)))
+        raise RuntimeError("the power went")
+
+    example = replace(site.promise.example, batches=batches)
+    monkeypatch.setattr(site, "promise", replace(site.promise, example=example))
+    with pytest.raises(RuntimeError, match="the power went"):
+        answered(site, mine, task, params, NOTHING)
+    assert seen == [1]
+    assert len(charges(mine)) == 1, "a crash counts too much, never too little"
+
+
+def test_a_resend_is_free_and_the_same_bytes(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    first = answered(site, mine, task, params, NOTHING)
+    again = replace(task, ticket=replace(task.ticket, attempt=1))
+    assert answered(site, mine, again, params, NOTHING) == first
+    assert len(charges(mine)) == 1
+
+
+def test_another_question_is_another_charge_with_other_noise(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    first, _ = answered(site, mine, task, params, NOTHING)
+    other, _ = answered(site, client(site, tmp_path / "b"), task, params, NOTHING)
+    assert first != other, "noise is drawn anew"
+    answered(site, mine, task, params + np.float32(0.1), NOTHING)
+    assert len(charges(mine)) == 2
+
+
+def test_a_round_above_the_target_trains_nothing(tmp_path):
+    site = made(TEXT + EXAMPLE.replace("epsilon = 3.0", "epsilon = 0.05"))
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    site.model.load(np.zeros_like(params))
+    with pytest.raises(BudgetError):
+        answered(site, mine, task, params, NOTHING)
+    assert charges(mine) == []
+    assert not (mine.store.folder / "answer.bin").exists()
+
+
+def test_the_end_of_a_domain_says_what_is_left(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    answered(site, mine, task, params, NOTHING)
+    ended = replace(task, ticket=replace(task.ticket, round=3, manifest="summary-0"))
+    body, metrics = answered(site, mine, ended, params, NOTHING, "finish")
+    assert body == b""
+    assert {"epsilon.example", "left.example", "releases.example", "weight"} == set(metrics)
+    assert metrics["releases.example"] == 1
+    assert metrics["left.example"] >= 0
+    assert len(charges(mine)) == 1
+
+
+def test_a_run_without_noise_after_a_promise_is_refused(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    answered(site, mine, task, params, NOTHING)
+    bare = made(TEXT)
+    later = replace(task, ticket=replace(task.ticket, round=1))
+    with pytest.raises(PrivacyError, match="holds a promise of privacy for each example"):
+        answered(bare, client(bare, tmp_path), later, params, NOTHING)
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT + EXAMPLE])
+def test_the_operators_limit_is_no_servers_to_raise(text):
+    with pytest.raises(PrivacyError, match=r"this node trains only .* at most 1"):
+        made(text, Own(most_epsilon=1.0))
+    made(TEXT + EXAMPLE, Own(most_epsilon=3.0))
+
+
+def test_a_user_keeps_the_clip_and_counts_as_one(tmp_path):
+    site = made(TEXT + CENTRAL)
+    task, mine = task_of(site), client(site, tmp_path)
+    body, metrics = answered(site, mine, task, start(site, task), NOTHING)
+    assert set(metrics) == {"weight", "epsilon.user"}
+    assert metrics["weight"] == 1.0
+    assert np.linalg.norm(delta(site, body, task).astype(float)) <= 0.01
+    assert len(charges(mine)) == 1
+
+
+def test_both_units_have_accounts_of_their_own(tmp_path):
+    site = made(TEXT + EXAMPLE + CENTRAL)
+    task, mine = task_of(site), client(site, tmp_path)
+    _, metrics = answered(site, mine, task, start(site, task), NOTHING)
+    assert set(metrics) == {"weight", "epsilon.user", "epsilon.example"}
+    assert {entry["unit"] for entry in charges(mine)} == {"user", "example"}
+
+
+COUNTING = """
+import numpy as np
+from dataclasses import replace
+from perennial.continual import none
+from perennial.core.parts import Continual
+
+def build(*, honest: bool = True) -> Continual:
+    def finish(memory, shard, model, phase):
+        rows = np.ones((len(shard), 4), np.float32)
+        return phase.summed([rows], shard, 1.0) if honest else rows.sum(0)
+
+    return replace(none.build(), size=lambda manifest: 4, finish=finish)
+"""
+
+
+@pytest.fixture
+def counting(tmp_path, monkeypatch):
+    """A continual method that sums four values a record at the end of a domain."""
+    package = tmp_path / "counting_pack"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "rows.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    return '[continual]\nname = "counting_pack.rows"\n'
+
+
+def finished(site, mine):
+    task = task_of(site)
+    ended = replace(task, ticket=replace(task.ticket, round=3, manifest="summary-4"))
+    sealing = replace(sealing_of(site, mine, ended), pact=replace(pact_of(site, ended), size=4))
+    return ended, site.finish(mine, ended, start(site, ended), NOTHING, sealing)
+
+
+def test_statistics_of_records_are_charged_and_noised(counting, tmp_path):
+    site = made(TEXT + EXAMPLE + counting)
+    mine = client(site, tmp_path / "mine")
+    ended, (body, _) = finished(site, mine)
+    (entry,) = charges(mine)
+    assert entry["place"]["kind"] == "statistics"
+    found = np.frombuffer(body, "<f4")
+    shard = site.shards.of(mine.index, ended.domain.name, "train")
+    # rows of norm 2 are cut to 1, and the noise has twice that
+    assert found == pytest.approx(len(shard) / 2, abs=12)
+    assert len(set(found.tolist())) == 4
+
+
+def test_statistics_that_nobody_charged_do_not_leave(counting, tmp_path):
+    site = made(TEXT + EXAMPLE + counting + "honest = false\n")
+    mine = client(site, tmp_path / "mine")
+    with pytest.raises(PrivacyError, match="gave 4 values"):
+        finished(site, mine)
+    assert not (mine.store.folder / "answer.bin").exists()
+    bare = made(TEXT + counting + "honest = false\n")
+    finished(bare, client(bare, tmp_path / "other"))
+
+
+def records(*pairs):
+    ids = tuple(id_ for id_, _ in pairs)
+    return Records(ids, ids, ids, tuple(name for _, name in pairs), ("",) * len(ids))
+
+
+def test_replayed_records_pay_as_their_own_cohort():
+    own = records(("a", "new"), ("b", "new"))
+    strata = strata_of(own + records(("x", "old"), ("y", "older"), ("z", "old")), "new", own)
+    assert strata.cohorts == ("new", "old", "older")
+    assert strata.of.tolist() == [0, 0, 1, 2, 1]
+    assert strata.sizes == (2, 2, 1)
+
+
+def test_a_shard_of_no_record_is_a_cohort_of_none():
+    strata = strata_of(records(), "new", records())
+    assert strata.cohorts == ("new",)
+    assert strata.sizes == (0,)
+
+
+def test_no_record_is_drawn_twice_in_a_step():
+    own = records(("a", "new"), ("b", "new"))
+    assert once(own) is own
+    again = once(own + records(("x", "old"), ("a", "old")))
+    assert again.ids == ("a", "b", "x")
+    assert again.domains == ("new", "new", "old")

@@ -1,0 +1,126 @@
+"""Pairs of tables that would break a promise of privacy are refused with the config."""
+
+import pytest
+
+from perennial.core import check
+from perennial.core.errors import ConfigError
+from perennial.core.private import Noise
+
+EXAMPLE = """
+[privacy]
+name = "dp_sgd"
+epsilon = 3.0
+delta = 1e-5
+noise_multiplier = 2.0
+sample_rate = 0.5
+"""
+USER = """
+[user_privacy]
+name = "{name}"
+epsilon = 3.0
+delta = 1e-5
+noise_multiplier = 2.0
+clip = 1.0
+"""
+CENTRAL = USER.format(name="central")
+DISTRIBUTED = USER.format(name="distributed") + "clients = 4\n"
+UNIFORM = '[round]\nweight = "uniform"\n'
+BFV = '[secure_sum]\nname = "bfv"\nclip = 0.1\nbits = 16\ncapacity = 8\nmin_clients = 4\n'
+SUMS = {
+    "plain": "",
+    "bfv": BFV,
+    "masks": BFV.replace("bfv", "masks"),
+    "ckks": '[secure_sum]\nname = "ckks"\nclip = 0.1\ncapacity = 8\nmin_clients = 4\n',
+}
+SIX = "[shards]\nnum_clients = 6\n"
+
+GREEDY = """
+import numpy as np
+from perennial.continual import none
+from perennial.core.parts import Continual
+from dataclasses import replace
+
+def build() -> Continual:
+    return replace(none.build(), private=False)
+"""
+
+
+def config(*tables):
+    return '[data]\nname = "sample"\n[model]\nname = "tiny"\n' + "".join(tables)
+
+
+def faults(*tables):
+    with pytest.raises(ConfigError) as caught:
+        check.read(config(*tables))
+    return {fault.place: str(fault) for fault in caught.value.faults}
+
+
+@pytest.mark.parametrize("promise", [EXAMPLE, CENTRAL])
+def test_a_private_run_with_uniform_weights_passes(promise):
+    check.read(config(promise, UNIFORM))
+
+
+@pytest.mark.parametrize("promise", [EXAMPLE, CENTRAL])
+def test_weights_by_count_and_scores_of_clients_are_leaks(promise):
+    found = faults(promise, '[evaluate]\nwhere = "clients"\n')
+    assert set(found) == {"round.weight", "evaluate.where"}
+    assert 'write weight = "uniform"' in found["round.weight"]
+    check.read(config('[evaluate]\nwhere = "clients"\n'))
+
+
+@pytest.mark.parametrize("missing", ["delta", "epsilon", "noise_multiplier"])
+def test_nothing_that_a_promise_needs_has_a_default(missing):
+    for table, promise in (("privacy", EXAMPLE), ("user_privacy", CENTRAL)):
+        lines = [line for line in promise.splitlines(True) if not line.startswith(missing)]
+        assert f"{table}.{missing}" in faults("".join(lines), UNIFORM)
+
+
+def test_a_continual_method_that_does_not_charge_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "greedy_memory.py").write_text(GREEDY)
+    monkeypatch.syspath_prepend(tmp_path)
+    greedy = '[continual]\nname = "greedy_memory.x"\n'.replace(".x", "")
+    greedy = greedy.replace("greedy_memory", "greedy_pack.greedy_memory")
+    (tmp_path / "greedy_pack").mkdir()
+    (tmp_path / "greedy_memory.py").rename(tmp_path / "greedy_pack" / "greedy_memory.py")
+    (tmp_path / "greedy_pack" / "__init__.py").write_text("")
+    found = faults(EXAMPLE, UNIFORM, greedy)
+    assert set(found) == {"continual.name"}
+    assert "Phase.summed" in found["continual.name"]
+    check.read(config(greedy))
+
+
+@pytest.mark.parametrize("sums", ["bfv", "masks"])
+def test_noise_inside_the_sum_reaches_the_plugin(sums):
+    found = check.read(config(DISTRIBUTED, UNIFORM, SIX, SUMS[sums]))
+    assert check.build(found, "secure_sum").noise == Noise(1.0, 2.0, 4)
+    found = check.read(config(CENTRAL, UNIFORM, SIX, SUMS[sums]))
+    assert check.build(found, "secure_sum").noise.multiplier == 0.0
+    assert check.build(check.read(config(SIX, UNIFORM, SUMS[sums])), "secure_sum").noise is None
+
+
+@pytest.mark.parametrize("sums", ["plain", "ckks"])
+def test_sums_that_cannot_hold_noise_are_refused(sums):
+    found = faults(DISTRIBUTED, UNIFORM, SIX, SUMS[sums])
+    assert "'bfv' or 'masks'" in found["user_privacy.name"]
+
+
+def test_central_noise_needs_a_bound_on_one_client():
+    assert "user_privacy.name" in faults(CENTRAL, UNIFORM, SIX, SUMS["ckks"])
+    check.read(config(CENTRAL, UNIFORM, SIX, SUMS["plain"]))
+
+
+def test_no_sum_with_less_noise_than_was_counted_on_is_opened():
+    few = SUMS["bfv"].replace("min_clients = 4", "min_clients = 3")
+    found = faults(DISTRIBUTED, UNIFORM, SIX, few)
+    assert "min_clients = 3" in found["user_privacy.clients"]
+
+
+def test_a_rule_that_is_no_mean_has_no_bound():
+    found = faults(CENTRAL, UNIFORM, '[strategy]\nname = "median"\n')
+    assert set(found) == {"strategy.name"}
+
+
+def test_noise_is_no_option_of_a_file():
+    noise = "noise = {clip = 1.0, multiplier = 0.0, clients = 1}\n"
+    found = faults(CENTRAL, UNIFORM, SIX, SUMS["bfv"] + noise)
+    assert "secure_sum.noise" in found
