@@ -104,8 +104,8 @@ def _show(result: Mapping[str, Any], folder: Path) -> None:
 
     console = Console()
     promised = result["claimed"] is not None
-    claim = f"{result['claimed']:g}" if promised else "none"
-    table = Table(title=f"one training, claimed epsilon {claim}", title_justify="left")
+    claim = f"a claimed epsilon of {result['claimed']:g}" if promised else "nothing claimed"
+    table = Table(title=f"one training, {claim}", title_justify="left")
     for head in ("canaries", "number", "guesses", "right", "epsilon at least", ""):
         table.add_column(head, justify="left" if head in ("canaries", "") else "right")
     for kind in result["kinds"]:

@@ -274,10 +274,11 @@ def _show(unit: Mapping[str, Any], console: Console) -> None:
     of = "records" if unit["unit"] == EXAMPLE else "clients"
     say(f"in the mean: {unit['quality']}, in clips over the number of {of}; less is better")
     if ledger := unit["ledger"]:
+        same = " on the same records" if unit["unit"] == EXAMPLE else ""
         say(
             f"ledger of {ledger['client']}: epsilon {ledger['epsilon']:.3f} of "
             f"{ledger['target']:g} spent in {ledger['releases']} releases; "
-            f"{ledger['updates_left']} more updates fit"
+            f"room for {ledger['updates_left']} more updates{same}"
         )
     for line in unit["advice"]:
         say(line)

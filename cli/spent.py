@@ -56,7 +56,7 @@ class Spent:
         """Epsilon spent of its target, per unit; empty where nothing is promised."""
         return "; ".join(
             f"epsilon {epsilon(self.worst.get(unit))} of {epsilon(target)} per {_NOUNS[unit]}"
-            + (f", {fitting(self.left[unit])}" if unit in self.left else "")
+            + (f", {fitting(self.left[unit], unit)}" if unit in self.left else "")
             for unit, target in self.targets.items()
         )
 
@@ -78,7 +78,7 @@ def privacy_lines(report: Mapping[str, Any]) -> Iterator[str]:
         return
     for unit in block["units"]:
         left = unit["left"]
-        fit = "" if left is None else f"; {fitting(left)}"
+        fit = "" if left is None else f"; {fitting(left, unit['unit'])}"
         delta = "" if unit["delta"] is None else f" at delta {unit['delta']:g}"
         spent = f"epsilon {epsilon(unit['epsilon'])} of {epsilon(unit['target'])}"
         yield f"privacy: {spent} for each {noun(unit)}{delta}, by the worst client{fit}"

@@ -214,7 +214,16 @@ class Site:
         return records, strata_of(records, task.domain.name, shard)
 
     def evaluate(self, client: Client, task: Task, params: Vector) -> dict[str, float]:
-        """Loss, right answers and totals of the client's test shard, domain by domain."""
+        """Loss, right answers and totals of the client's test shard, domain by domain.
+
+        Raises:
+            PrivacyError: privacy is promised, and no ledger covers scores.
+        """
+        if self.promise.holds:
+            raise PrivacyError(
+                "scores of a client's records may not leave it in a private run; the server asked "
+                "for them. Its config must say [evaluate] where = 'server'."
+            )
         self._prepare(task, params)
         numbers: dict[str, float] = {}
         for index, name in enumerate(task.seen):

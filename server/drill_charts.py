@@ -63,7 +63,8 @@ def drill_picture(drill: Mapping[str, Any], width: float) -> str:
 def standalone(drill: Mapping[str, Any], width: float) -> str:
     """The picture as a file of its own, light or dark as the reader's screen; empty for none."""
     picture = drill_picture(drill, width)
-    style = f"<style>{style_sheet()} svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}</style>"
+    own = "svg { background: var(--paper); font-family: system-ui, sans-serif; }"
+    style = f"<style>{style_sheet()}{own}</style>"
     opened = picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     return opened.replace(">", f">{style}", 1) + "\n" if picture else ""
 

@@ -23,14 +23,16 @@ from .report_sums import sums
 def write_report(run_folder: Path) -> dict[str, Any]:
     """The report of the run in `run_folder`, also written there as report.json and report.html.
 
-    Where an audit.json lies in the folder, it is the report's `audit`.
+    Where an audit.json lies in the folder, or in that of an audit of the same name beside it, it
+    is the report's `audit`.
 
     Raises:
         OSError: events.jsonl cannot be read or the reports cannot be written.
         RunError: events.jsonl is broken before its last line.
     """
     report = summarise(read_events(run_folder / "events.jsonl"))
-    report["audit"] = read_audit(run_folder)
+    name = table(report["config"].get("run")).get("name")
+    report["audit"] = read_audit(run_folder, str(name or ""))
     text = json.dumps(report, indent=2, allow_nan=False)
     write_atomically(run_folder / "report.json", text + "\n")
     write_atomically(run_folder / "report.html", render(report))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
+from .drill_charts import drill_picture
 from .events import number
 from .report_parts import columns_table, figure, fold, rows_table
 from .svg import escape
@@ -27,13 +29,27 @@ def audit_figure(audit: Audit | None) -> str:
         return figure(
             heading,
             "Not audited. The command perennial audit FILE attacks the training of this config "
-            "with planted records; put its audit.json into the folder of this run, and the report "
-            "shows what it found.",
+            "with planted records; what it finds for a run of this name is kept beside this one's "
+            "folder, and perennial report then shows it here.",
         )
     if "broken" in audit:
         why = f"audit.json in the folder of this run cannot be read: {audit['broken']}."
         return figure(heading, f"{why} Make it anew with perennial audit FILE.")
-    return figure(heading, _verdict(audit), after=_kinds(audit) + _drill(audit))
+    after = _kinds(audit) + _drill(audit)
+    if (picture := _picture(audit)) is not None:
+        return figure(heading, _verdict(audit), picture, after)
+    return figure(heading, _verdict(audit), after=after)
+
+
+def _picture(audit: Audit) -> Callable[[float], str] | None:
+    """The drill as a chart; None where there is none, or another version wrote it otherwise."""
+    drill = audit.get("drill")
+    try:
+        if not isinstance(drill, Mapping) or not drill_picture(drill, 600.0):
+            return None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
+    return partial(drill_picture, drill)
 
 
 def _verdict(audit: Audit) -> str:

@@ -6,6 +6,7 @@ Viswanath 2015 (arXiv:1311.0776), theorem 2.1, for a guesser who has even odds b
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from collections import defaultdict
@@ -71,13 +72,19 @@ def guess_rate(epsilon: float, delta: float) -> float:
     return min(1.0, (1.0 + delta * shrunk) / (1.0 + shrunk))
 
 
-def read_audit(run_folder: Path) -> dict[str, Any] | None:
-    """What an audit left in the folder of a run; None without one.
+def read_audit(run_folder: Path, name: str = "") -> dict[str, Any] | None:
+    """What an audit left in the folder of a run, or of a run's `name` beside it; None without one.
+
+    Beside it the newest counts: folders of audits bear name and time.
 
     A file that is no audit gives `{"broken": why}`: it must not stop a run.
     """
+    path = run_folder / AUDIT
+    if not path.exists() and name:
+        beside = sorted(run_folder.resolve().parent.glob(f"audit-{glob.escape(name)}-*/{AUDIT}"))
+        path = max(beside, key=_written, default=path)
     try:
-        text = (run_folder / AUDIT).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -92,6 +99,10 @@ def read_audit(run_folder: Path) -> dict[str, Any] | None:
         return {"broken": "it does not list kinds of canaries"}
     clean: dict[str, Any] = plain(found)
     return clean
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def breaches(block: Mapping[str, Any] | None) -> list[str]:
@@ -128,9 +139,10 @@ def epsilon(value: float | None) -> str:
     return f"{math.ceil(value / step - 1e-9) * step:,.10g}"
 
 
-def fitting(left: int) -> str:
-    """`1 more update fits`, `2 more updates fit`."""
-    return f"{count(left, 'more update')} fit{'s' if left == 1 else ''}"
+def fitting(left: int, unit: str) -> str:
+    """`room for 2 more updates`; new records begin at 0, so it is said of the old ones."""
+    whose = " on the same records" if unit == EXAMPLE else ""
+    return f"room for {count(left, 'more update')}{whose}"
 
 
 def noun(unit: Mapping[str, Any]) -> str:

@@ -314,10 +314,11 @@ def test_a_private_round_says_what_was_spent_in_place_of_the_loss(tmp_path, caps
     first = "round 1/2: epsilon 0.5 of 8 per record; epsilon 0.25 of 4 per client, up 7 B, down"
     assert first in out
     assert "round 2/2: epsilon 2 of 8 per record; epsilon 1 of 4 per client, up 7 B" in out
-    assert "finished in 9 s; epsilon 1 of 8 per record, 3 more updates fit; epsilon 0.5" in out
+    room = "room for {} more updates on the same records"
+    assert f"finished in 9 s; epsilon 1 of 8 per record, {room.format(3)}; epsilon 0.5" in out
     assert "loss" not in out
-    last = "privacy: epsilon 2 of 8 for each record at delta 1e-05, by the worst client; 2 more"
-    assert f"\n{last} updates fit\n" in out
+    last = "privacy: epsilon 2 of 8 for each record at delta 1e-05, by the worst client; "
+    assert f"\n{last}{room.format(2)}\n" in out
     assert "note: 1 of 2 clients did not answer when last asked" in out
     assert "warning" not in out
 
@@ -353,7 +354,8 @@ def test_the_live_page_shows_epsilon_round_by_round():
     assert [words in out for words in ("0.5 / 0.25", "1 / 0.5", "1.5 / 0.75", "2 / 1")] == [
         True
     ] * 4
-    assert "epsilon 2 of 8 per record, 2 more updates fit; epsilon 1 of 4 per client" in out
+    room = "room for 2 more updates on the same records"
+    assert f"epsilon 2 of 8 per record, {room}; epsilon 1 of 4 per client" in out
 
 
 def test_a_private_run_in_every_mode_and_cut_anywhere(tmp_path, capsys):

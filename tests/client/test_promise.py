@@ -83,6 +83,12 @@ def test_nothing_that_the_ledger_does_not_cover_leaves(site, tmp_path):
     assert b'"loss": NaN' in kept
 
 
+def test_scores_do_not_leave_whatever_the_server_asks(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    with pytest.raises(PrivacyError, match="scores"):
+        site.evaluate(mine, task, start(site, task))
+
+
 def test_the_charge_is_on_disk_before_the_first_step(site, tmp_path, monkeypatch):
     task, mine = task_of(site), client(site, tmp_path)
     params, seen = start(site, task), []

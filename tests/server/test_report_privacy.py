@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import xml.etree.ElementTree as ET
 
@@ -425,3 +426,21 @@ def test_hundreds_of_rounds_and_clients():
     log = private_log(("example",), rounds=300)
     page = render(summarise(log))
     assert "neighbouring rounds are drawn as their mean" in text_of(page)
+
+
+def test_the_newest_audit_of_that_name_beside_the_run_is_shown(tmp_path):
+    log = private_log()
+    run = tmp_path / "weekly-1"
+    run.mkdir()
+    (run / "events.jsonl").write_text("\n".join(json.dumps(event) for event in log))
+    start = next(event for event in log if event["event"] == "run_started")
+    name = start["config"].setdefault("run", {}).setdefault("name", "weekly")
+    (run / "events.jsonl").write_text("\n".join(json.dumps(event) for event in log))
+    for age, claimed in ((2, 0.5), (1, 1.0)):
+        folder = tmp_path / f"audit-{name}-{age}"
+        folder.mkdir()
+        (folder / "audit.json").write_text(json.dumps({**AUDIT, "claimed": claimed}))
+        os.utime(folder / "audit.json", (100 - age, 100 - age))
+    (tmp_path / "audit-other-9").mkdir()
+    (tmp_path / "audit-other-9" / "audit.json").write_text("{}")
+    assert write_report(run)["audit"]["claimed"] == 1.0
