@@ -36,6 +36,7 @@ IN_THE_CLEAR = {
     "train.lr": 1e-2,
     "train.warmup_rate": 0.1,
     "strategy.name": "fedavg",
+    "round.rounds": 8,
 }
 SEEDS = (7, 8, 9)
 QUICK = {"data": '{name = "sample"}', "domains": "{joint = true}", "round.rounds": 2}

@@ -62,6 +62,7 @@ def settle(text: str, domains: int | None = None) -> tuple[str, list[str]]:
     for table in planned_tables(parse(text)):
         config = parse(text)
         if "noise_multiplier" in getattr(config, table).options:
+            lines += _too_little(config, table, domains)
             continue
         _need_sound(text, config, table)
         schedule = schedule_of(config, table, domains)
@@ -69,6 +70,26 @@ def settle(text: str, domains: int | None = None) -> tuple[str, list[str]]:
         text = override(text, [f"{table}.noise_multiplier={noise!r}"])
         lines.append(f"planned: {table}.noise_multiplier = {noise!r} for {told(schedule)}")
     return text, lines
+
+
+def _too_little(config: Config, table: str, domains: int | None) -> Iterator[str]:
+    """A warning where the noise that is written does not last for all that is planned."""
+    options = getattr(config, table).options
+    if not {"epsilon", "delta"} <= set(options) or not _fits(config, table):
+        return  # for `check.read` to refuse
+    schedule = schedule_of(config, table, domains)
+    needed, written = schedule.noise(), float(options["noise_multiplier"])
+    if written < needed:
+        yield (
+            f"warning: {table}.noise_multiplier = {written:g} does not last for {told(schedule)}; "
+            f"{needed:g} would. Clients refuse what would cross epsilon."
+        )
+
+
+def _fits(config: Config, table: str) -> bool:
+    kind, part = check.KINDS[table]
+    plugin = getattr(config, table)
+    return not plugins.faults(kind, plugin.name, plugin.options, part, table)
 
 
 def planned_tables(config: Config) -> list[str]:

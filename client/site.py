@@ -194,6 +194,11 @@ class Site:
         )
         parts = self.model.manifest.slices(trainable)
         delta = gather(self.model.vector(), parts) - gather(params, parts)
+        if self.promise.example.unit and len(encoded) and delta.size and not delta.any():
+            raise PrivacyError(
+                "what is sent must have been given noise; not one value of it moved. The model "
+                "that trains is not the one that is sent."
+            )
         return Update(
             delta,
             self._weight(len(encoded)),

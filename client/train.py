@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..core.config import Train
+from ..core.errors import PrivacyError
 from ..core.parts import Encoded, Indices, Model, Privatizer, Strata, Tensors
 
 
@@ -81,6 +82,7 @@ def train(
     parameters = {n: p for n, p in model.parameters().items() if n in trainable}
     optimizer = _optimizer(table, list(parameters.values()))
     drawn = list(privatizer.batches(strata, table.batch_size, table.epochs, rng))
+    _need_charged(privatizer, strata, table.epochs, len(drawn))
     total, count = torch.zeros(()), 0
     private = privatizer.session(model.module, parameters, table.batch_size)
     with _frozen(model, trainable), private as session:
@@ -97,6 +99,16 @@ def train(
             _masked_step(optimizer, parameters, forces.mask(parameters))
             session.stepped()
     return float(total) / count if count else 0.0
+
+
+def _need_charged(privatizer: Privatizer, strata: Strata, epochs: int, num_steps: int) -> None:
+    """Whether as many steps were drawn as the ledger was charged for, empty ones too."""
+    charged = {spend.steps for spend in privatizer.spends(strata, epochs)}
+    if charged and charged != {num_steps}:
+        raise PrivacyError(
+            f"a round must take the steps that were charged, {sorted(charged)}; {num_steps} were "
+            "drawn. Nothing was trained."
+        )
 
 
 def _optimizer(table: Train, parameters: list[Any]) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ..core.errors import RefusedError, RunError
+from ..core.errors import BudgetError, RefusedError, RunError
 from ..core.sums import Opened, Pact
 from ..core.values import ServerState, Update
 from ..core.wire import PARAMS, SUMMARY, TRAIN, Task
@@ -120,6 +120,7 @@ def _attempt(
     counted = [verdict.node for verdict in tally.accepted]
     asked_count = len(agreement.nodes)
     if len(counted) < quorum(room, size):
+        _need_budget(tally, asking)
         return Failure(f"{len(counted)} of {asked_count} replies count: {tally.rejected}")
     if size and not room.secure_sum.drops and len(counted) < asked_count:
         return Failure(
@@ -141,6 +142,20 @@ def _attempt(
         figures=figures,
     )
     return _open(room, waiting, tally, kind)
+
+
+def _need_budget(tally: Tally, asking: Task) -> None:
+    """Stop where clients refused because what they promised is spent: they will do so again."""
+    spent = sum(n for cause, n in tally.rejected.items() if cause.endswith(BudgetError.__name__))
+    if not spent:
+        return
+    at = asking.ticket
+    raise BudgetError(
+        f"{spent} clients refused round {at.round} of domain {at.domain}: it would cross the "
+        "epsilon that they promised, and too few others answered. Nothing was trained; the last "
+        "checkpoint is kept. `perennial plan FILE` says what more noise, fewer rounds or a smaller "
+        "sample rate would leave room for, in a new run."
+    )
 
 
 def _collect(
@@ -251,7 +266,9 @@ def _noised(room: Room, waiting: Pending, opened: Opened) -> Opened:
 def _tell(room: Room, waiting: Pending, tally: Tally, opened: Opened, seconds: float) -> None:
     pact, figures = waiting.pact, waiting.figures
     place_ = _place(pact)
-    loss = opened.loss / opened.weight if opened.weight else math.nan
+    # A sealed loss that nobody gave is a 0.
+    private = bool(room.privatizer.unit or room.user.unit)
+    loss = math.nan if private or not opened.weight else opened.loss / opened.weight
     if not room.secure_sum.single_updates:
         room.log.emit(
             "sum_opened",
