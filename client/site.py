@@ -7,12 +7,7 @@ alone (its shard, its folder) is kept apart by its index.
 from __future__ import annotations
 
 import hashlib
-import logging
-import math
-import secrets
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,19 +20,17 @@ from ..core.config import Config
 from ..core.errors import PrivacyError, RunError
 from ..core.parts import Model, Phase, SecureSum, Strata, added
 from ..core.seeds import derive, generator
-from ..core.sums import Chance, Figures
 from ..core.values import Records, Update, Vector, gather
 from ..core.wire import Task
 from ..data.stream import Stream, stream
 from ..models.place import place
+from .answers import Question, answer
 from .parties import NOTHING_OWN, Client, Own, Sealing
 from .promise import make as make_promise
 from .promise import once, strata_of
 from .shards import Shards
-from .store import ClientStore, Kept
+from .store import ClientStore
 from .train import Forces, Schedule, train
-
-logger = logging.getLogger(__name__)
 
 
 class Site:
@@ -99,71 +92,15 @@ class Site:
     ) -> tuple[bytes, dict[str, float]]:
         # The config too: a run that is deleted and begun anew may have the old one's name.
         asked = self._text.encode() + params.tobytes() + summary.tobytes()
-        salt = hashlib.sha256(asked).hexdigest()[:16]
-        kept = client.store.recall(task.ticket, salt)
-        if kept is None:
-            kept = self._worked(client, task, params, summary, sealing, work)
-        elif kept.body and kept.session == sealing.pact.session:
-            logger.info("client %d answers round %s again", client.index, task.ticket)
-            return kept.body, dict(kept.metrics)
-        kept = self._sealed(client, task, kept, sealing)
-        # In the clear the body is the delta once more.
-        stored = replace(kept, body=b"") if self.secure_sum.single_updates else kept
-        client.store.remember(task.ticket, salt, stored, sync=self.promise.holds)
-        return kept.body, dict(kept.metrics)
+        question = Question(task.ticket, hashlib.sha256(asked).hexdigest()[:16], sealing)
 
-    def _worked(
-        self,
-        client: Client,
-        task: Task,
-        params: Vector,
-        summary: Vector,
-        sealing: Sealing,
-        work: Callable[[Client, Task, Vector, Vector], Update],
-    ) -> Kept:
-        started = time.perf_counter()
-        self._prepare(task, params)
-        pact = sealing.pact
-        self.promise.charge_release(client.store, task.ticket, pact.manifest, pact.size)
-        update = work(client, task, params, summary)
-        metrics, loss = dict(update.metrics), math.nan
-        if not self.promise.holds:  # how long it took, and how well, tells about the records
-            loss = metrics.pop("loss", math.nan)
-            metrics["seconds"] = time.perf_counter() - started
-        metrics.pop("loss", None)
-        delta = self.promise.user.bound(update.delta)
-        return Kept(delta, update.weight, loss, metrics, secret=secrets.token_bytes(32))
+        def worked() -> Update:
+            self._prepare(task, params)
+            pact = sealing.pact
+            self.promise.charge_release(client.store, task.ticket, pact.manifest, pact.size)
+            return work(client, task, params, summary)
 
-    def _sealed(self, client: Client, task: Task, kept: Kept, sealing: Sealing) -> Kept:
-        metrics, figures = dict(kept.metrics), Figures(kept.weight, kept.loss)
-        if not self.secure_sum.single_updates:  # weight and loss travel inside the seal
-            most = self._largest_weight()
-            if kept.weight > most:
-                words = "client %d trained on %d records and counts for [round] max_weight = %d"
-                logger.warning(words, client.index, kept.weight, most)
-            figures = replace(figures, weight=min(kept.weight, most))
-        else:
-            metrics["weight"] = kept.weight
-            metrics |= {"loss": kept.loss} if math.isfinite(kept.loss) else {}
-        if not kept.delta.size:
-            return replace(kept, metrics=metrics, session=sealing.pact.session)
-        started = time.perf_counter()
-        seed = derive(self.config.run.seed, "client", client.index, "domain", task.ticket.domain)
-        body = self.secure_sum.seal(
-            kept.delta,
-            figures,
-            sealing.pact,
-            sealing.note,
-            sealing.party,
-            Chance(generator(seed, "rounding", task.ticket.round), kept.secret),
-        )
-        if not self.secure_sum.single_updates and not self.promise.holds:
-            metrics["seal_seconds"] = time.perf_counter() - started
-        return replace(kept, metrics=metrics, session=sealing.pact.session, body=body)
-
-    def _largest_weight(self) -> float:
-        table = self.config.round
-        return 1.0 if table.weight == "uniform" else float(int(table.max_weight))
+        return answer(question, client, self.config, self.secure_sum, self.promise, worked)
 
     def _update(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
         ticket, table = task.ticket, self.config.train

@@ -30,7 +30,7 @@ from running import run as run_whole
 from torch import nn
 
 from perennial.cli.overrides import override
-from perennial.client import promise, site, train
+from perennial.client import answers, promise, site, train
 from perennial.client.parties import Own
 from perennial.client.store import ClientStore
 from perennial.continual import none as forgets
@@ -1236,7 +1236,7 @@ BUGS: tuple[Bug, ...] = (
         "one secret for all clients",
         "test",
         "from one secret",
-        lambda patch: patch.setattr(site, "secrets", SimpleNamespace(token_bytes=bytes)),
+        lambda patch: patch.setattr(answers, "secrets", SimpleNamespace(token_bytes=bytes)),
         secrets_are_fresh,
     ),
     Bug(
