@@ -215,10 +215,18 @@ def keys_show(
 
 
 def _settled(file: Path, settings: list[str] | None, *, quiet: bool = False) -> str:
-    """The config with the noise that its promise needs, and what was filled in said."""
-    from .settling import settle
+    """The config with the noise that its promise needs, and what was filled in said.
+
+    What clients would refuse for the records that they hold is refused here, as `plan` does.
+    """
+    from .settling import is_private, settle
 
     text, lines = settle(_text(file, settings))
+    if is_private(text):
+        from ..core import check
+        from .planning import against_data
+
+        lines += against_data(check.read(text))
     for line in [] if quiet else lines:
         typer.echo(line, err=True)
     return text

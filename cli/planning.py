@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..privacy.plan import Schedule
 
 _MOST_ROWS = 12
+_USUAL_SIZE = 60_000
 _BEST = (
     "measured best at epsilon 3 and below: a large sample rate and few steps, sgd with momentum "
     '0.9, [strategy] name = "ffa" (A frozen), 1,000 records or more for each client'
@@ -68,7 +69,8 @@ def planned(text: str, ledger: Path | None = None) -> dict[str, Any]:
         )
         return {"notes": [*notes, line], "units": []}
     schedules = {table: schedule_of(config, table) for table in tables}
-    notes += _against_data(config, schedules)
+    notes += against_data(config)
+    notes += _sizes(config)
     units = [_unit(config, table, schedules[table], ledger) for table in tables]
     return {"notes": notes, "units": units}
 
@@ -116,7 +118,10 @@ def _unit(config: Config, table: str, schedule: Schedule, ledger: Path | None) -
 
 def _prv(schedule: Schedule, life: Sequence[Spend], epsilon: float) -> float | None:
     """By another library; None where it knows no bound, or the figure tells nothing."""
-    if schedule.mechanism != "gaussian" or epsilon > 100.0:
+    from ..privacy.plan import EXACT_STEPS
+
+    few = schedule.total() <= EXACT_STEPS
+    if schedule.mechanism != "gaussian" or epsilon > 100.0 or not few:
         return None
     from ..privacy.crosscheck import prv_epsilon
 
@@ -169,33 +174,44 @@ def _rows(updates: int) -> list[int]:
     return sorted({1 + round(i * (updates - 1) / (_MOST_ROWS - 1)) for i in range(_MOST_ROWS)})
 
 
-def _against_data(config: Config, schedules: Mapping[str, Schedule]) -> list[str]:
-    """Notes on the data.
+def against_data(config: Config) -> list[str]:
+    """Notes on the data of a config that is sound; none where nothing is promised of records.
+
+    The data is read here; where it cannot be, or where each client brings its own, clients alone
+    refuse what does not fit.
 
     Raises:
         ConfigError: what clients would refuse because of the records that they hold.
     """
-    user = schedules.get("user_privacy")
-    faults = []
-    if user and user.delta > 1.0 / config.shards.num_clients:
-        faults.append(_large_delta("user_privacy", user, "clients", config.shards.num_clients))
-    notes = []
-    if example := schedules.get("privacy"):
-        try:
-            held = _held(config)
-        except DataError as error:
-            held = {}
-            notes.append(f"note: the data is not read, and nothing is checked against it: {error}")
-        if held:
-            faults += _example_faults(example, held)
-            if example.updates < len(held):
-                notes.append(
-                    f"note: the data has {len(held)} domains, and noise is planned for "
-                    f"{example.updates} updates; clients will refuse the others"
-                )
-    if faults:
+    if "privacy" not in planned_tables(config):
+        return []
+    try:
+        held = _held(config)
+    except DataError as error:
+        return [f"note: the data is not read, and nothing is checked against it: {error}"]
+    if not held:
+        return []
+    example = schedule_of(config, "privacy", len(held))
+    if faults := list(_example_faults(example, held)):
         raise ConfigError(faults)
-    return notes
+    if example.updates < len(held):
+        return [
+            f"note: the data has {len(held)} domains, and noise is planned for "
+            f"{example.updates} updates; clients will refuse the others"
+        ]
+    return []
+
+
+def _sizes(config: Config) -> list[str]:
+    """A warning where the clip of users is lost in rounding at a usual size of an update."""
+    noise = check.build(config, "user_privacy").noise
+    if noise is None:
+        return []
+    try:
+        check.build(config, "secure_sum").sensitivity(noise.clip, _USUAL_SIZE)
+    except ValueError as error:
+        return [f"warning: with {_USUAL_SIZE} trained values, a usual number, a run stops: {error}"]
+    return []
 
 
 def _held(config: Config) -> dict[str, list[int]]:
@@ -220,7 +236,12 @@ def _held(config: Config) -> dict[str, list[int]]:
 def _example_faults(schedule: Schedule, held: Mapping[str, Sequence[int]]) -> Iterator[Fault]:
     most = max((max(counts) for counts in held.values() if counts), default=0)
     if most and schedule.delta > 1.0 / most:
-        yield _large_delta("privacy", schedule, "records of a client", most)
+        yield Fault(
+            "privacy.delta",
+            f"must be at most 1 / number of records of a client, 1/{most}; got "
+            f"{schedule.delta:g}, which allows to publish one of them as it is",
+            f"write delta = {0.1 / most:.0e} or less",
+        )
     small = {
         name: [count for count in counts if count * schedule.sample_rate < 1.0]
         for name, counts in held.items()
@@ -235,15 +256,6 @@ def _example_faults(schedule: Schedule, held: Mapping[str, Sequence[int]]) -> It
             f"of {name!r}",
             "raise sample_rate, use fewer clients, or deal records more evenly",
         )
-
-
-def _large_delta(table: str, schedule: Schedule, what: str, count: int) -> Fault:
-    return Fault(
-        f"{table}.delta",
-        f"must be at most 1 / number of {what}, 1/{count}; got {schedule.delta:g}, which allows "
-        "to publish one of them as it is",
-        f"write delta = {0.1 / count:.0e} or less",
-    )
 
 
 def _show(unit: Mapping[str, Any], console: Console) -> None:

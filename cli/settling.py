@@ -52,9 +52,9 @@ def settle(text: str, domains: int | None = None) -> tuple[str, list[str]]:
         PrivacyError: no noise reaches the epsilon that is asked.
         DataError: the domains must be counted, and the data cannot be read.
     """
-    tree = _tree(text)
-    if not any(_name(tree, table) != plain for table, plain in _NOT_PRIVATE.items()):
+    if not is_private(text):
         return text, []
+    tree = _tree(text)
     lines: list[str] = []
     for key, value, why in _defaults(tree):
         text = override(text, [f"{key}={value}"])
@@ -70,6 +70,12 @@ def settle(text: str, domains: int | None = None) -> tuple[str, list[str]]:
         text = override(text, [f"{table}.noise_multiplier={noise!r}"])
         lines.append(f"planned: {table}.noise_multiplier = {noise!r} for {told(schedule)}")
     return text, lines
+
+
+def is_private(text: str) -> bool:
+    """Whether the config in `text` promises anything; False where it is no TOML."""
+    tree = _tree(text)
+    return any(_name(tree, table) != plain for table, plain in _NOT_PRIVATE.items())
 
 
 def _too_little(config: Config, table: str, domains: int | None) -> Iterator[str]:

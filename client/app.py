@@ -95,7 +95,8 @@ def _who(context: Context) -> tuple[Site, Client]:
     _need_all_partitions(site, int(node.get("num-partitions", 0)))
     index = int(node.get("partition-id", 0))
     default = Path(os.environ.get("PERENNIAL_STATE", "~/.perennial")).expanduser()
-    folder = Path(str(node.get("state-folder") or default / site.config.run.name / f"{index:05d}"))
+    # Not by the run's name, which is the server's: the ledger is for all runs of this client.
+    folder = Path(str(node.get("state-folder") or default / f"{index:05d}"))
     return site, open_client(site, index, folder)
 
 
@@ -161,14 +162,20 @@ def _sealing(
 
 
 def _terms(context: Context) -> Own:
-    most = _own(context, "max-epsilon")
+    return Own(
+        _own(context, "identities"), _limit(context, "max-epsilon"), _limit(context, "max-delta")
+    )
+
+
+def _limit(context: Context, name: str) -> float:
+    most = _own(context, name)
     try:
-        epsilon = float(most or 0.0)
+        limit = float(most or 0.0)
     except ValueError:
-        epsilon = math.nan
-    if not (math.isfinite(epsilon) and epsilon >= 0.0):
-        raise RunError(f"the node's max-epsilon must be a number above 0; got {most!r}")
-    return Own(_own(context, "identities"), epsilon)
+        limit = math.nan
+    if not (math.isfinite(limit) and limit >= 0.0) or (most and not limit):
+        raise RunError(f"the node's {name} must be a number above 0; got {most!r}")
+    return limit
 
 
 def _own(context: Context, name: str) -> str:

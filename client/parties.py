@@ -43,11 +43,14 @@ class Own:
     Attributes:
         identities: file with the identities that this node lets in; in place of what the
             server's config says, and refused where the sum has no masks.
-        most_epsilon: the node trains only where a run promises this epsilon or less; 0 without.
+        most_epsilon: the node trains only where a run promises this epsilon or less, for every
+            unit that it promises, by noise that the server does not add; 0 without.
+        most_delta: likewise of delta; 0 without.
     """
 
     identities: str = ""
     most_epsilon: float = 0.0
+    most_delta: float = 0.0
 
 
 NOTHING_OWN = Own()

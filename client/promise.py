@@ -16,6 +16,8 @@ from ..core.errors import PrivacyError
 from ..core.parts import Privatizer, SecureSum, Strata, UserPrivatizer
 from ..core.private import Statement
 from ..core.values import Records, Spend, Ticket
+from .cohorts import Cohorts
+from .parties import Own
 from .store import ClientStore
 
 USER_COHORT = "all"
@@ -41,15 +43,58 @@ class Promise:
         """Whether anything is promised: only what the ledger covers may then leave."""
         return bool(self.example.unit or self.user.unit)
 
+    def admit(self, store: ClientStore) -> None:
+        """Refuse whatever a run asks that promises less than this client's ledger holds.
+
+        Raises:
+            PrivacyError: the run promises nothing for a unit that was promised, or the ledger is
+                damaged or another client's.
+        """
+        for part in (self.example, self.user):
+            part.ledger(store.folder, store.client).statement()
+
+    def strata(self, store: ClientStore, records: Records, domain: str, own: Records) -> Strata:
+        """The cohorts of `records`, each under the name that it first paid under.
+
+        Args:
+            store: of the client.
+            records: of the phase.
+            domain: being learnt.
+            own: the client's shard of it.
+
+        Raises:
+            PrivacyError: it cannot be told under which cohorts records paid.
+        """
+        if not self.example.unit:
+            return strata_of(records, domain, own)
+        ledger = self.example.ledger(store.folder, store.client)
+        cohorts = Cohorts(store.folder, begun=ledger.statement().releases > 0)
+        mine = frozenset(own.ids)
+        pairs = zip(records.ids, records.domains, strict=True)
+        asked = [(id_, domain if id_ in mine else name) for id_, name in pairs]
+        names = cohorts.named(asked)
+        cohorts.keep({id_: name for (id_, _), name in zip(asked, names, strict=True)})
+        return strata_of(records, domain, own, names)
+
     def charge_training(
-        self, store: ClientStore, ticket: Ticket, strata: Strata, epochs: int
+        self, store: ClientStore, ticket: Ticket, salt: str, strata: Strata, epochs: int
     ) -> None:
         """Charge a round of training on the records of `strata`.
 
         Raises:
             PrivacyError: the promise cannot be kept; nothing must be trained.
         """
-        self._charge_example(store, ticket, "train", self.example.spends(strata, epochs))
+        spends = self.example.spends(strata, epochs)
+        self._charge_example(store, _place(ticket, "train", salt), spends)
+
+    def released(self, store: ClientStore, ticket: Ticket, salt: str) -> None:
+        """Say that what was charged is about to be kept: asked again, it is charged again.
+
+        Before, a crash lost it, and the same charge pays for the next try.
+        """
+        for part in (self.example, self.user):
+            ledger = part.ledger(store.folder, store.client)
+            ledger.released(_place(ticket, "train", salt))
 
     def charge_statistics(self, store: ClientStore, ticket: Ticket, strata: Strata) -> None:
         """Charge one noisy sum over the records of `strata`.
@@ -57,22 +102,24 @@ class Promise:
         Raises:
             PrivacyError: the promise cannot be kept; nothing must be computed.
         """
-        self._charge_example(store, ticket, "statistics", self.example.sum_spends(strata))
+        place = _place(ticket, "statistics")
+        self._charge_example(store, place, self.example.sum_spends(strata))
 
     def _charge_example(
-        self, store: ClientStore, ticket: Ticket, kind: str, spends: Sequence[Spend]
+        self, store: ClientStore, place: Mapping[str, str | int], spends: Sequence[Spend]
     ) -> None:
-        ledger = self.example.ledger(store.folder, store.client)
-        ledger.charge(_place(ticket, kind), spends)
+        self.example.ledger(store.folder, store.client).charge(place, spends)
 
-    def charge_release(self, store: ClientStore, ticket: Ticket, kind: str, size: int) -> None:
-        """Charge one release of `size` values to the user's account.
+    def charge_release(
+        self, store: ClientStore, ticket: Ticket, kind: str, size: int, salt: str = ""
+    ) -> None:
+        """Charge one release of `size` values, by the client's own count, to the user's account.
 
         Raises:
             PrivacyError: the promise cannot be kept; nothing must leave the client.
         """
         spends = self._release(size) if size else ()
-        self.user.ledger(store.folder, store.client).charge(_place(ticket, kind), spends)
+        self.user.ledger(store.folder, store.client).charge(_place(ticket, kind, salt), spends)
 
     def _release(self, size: int) -> tuple[Spend, ...]:
         noise = self.user.noise
@@ -123,42 +170,61 @@ class Promise:
         ]
 
 
-def make(config: Config, sums: SecureSum, most_epsilon: float) -> Promise:
+def make(config: Config, sums: SecureSum, own: Own) -> Promise:
     """The promise of a run.
 
     Args:
         config: of the run.
         sums: of the run.
-        most_epsilon: what this node's operator allows; 0 for no limit.
+        own: what this node's operator allows.
 
     Raises:
         PrivacyError: the run promises less than the operator asks.
     """
     example, user = check.build(config, "privacy"), check.build(config, "user_privacy")
-    promised = [float(part.terms["epsilon"]) for part in (example, user) if part.unit]
-    if most_epsilon and min(promised, default=float("inf")) > most_epsilon:
-        said = f"epsilon {min(promised):g}" if promised else "nothing"
+    terms = {part.unit: part.terms for part in (example, user) if part.unit}
+    # Noise that the server adds is no protection from the server.
+    alone = [unit for unit, said in terms.items() if said.get("where") != "server"]
+    if own.most_epsilon and not alone:
         raise PrivacyError(
-            f"this node trains only where epsilon is at most {most_epsilon:g}; the run promises "
-            f"{said}. Ask for a smaller epsilon in [privacy], or raise the node's max-epsilon."
+            "this node trains only where noise is added before anything leaves it; the run "
+            "promises nothing of the kind. Its config needs [privacy] dp_sgd, or [user_privacy] "
+            "distributed."
         )
+    for unit, said in terms.items():
+        for word, most in (("epsilon", own.most_epsilon), ("delta", own.most_delta)):
+            if most and float(said[word]) > most:
+                raise PrivacyError(
+                    f"this node trains only where {word} is at most {most:g}; the run promises "
+                    f"{word} {float(said[word]):g} per {unit}. Ask for less in its config, or "
+                    f"raise the node's max-{word}."
+                )
     return Promise(example, user, sums)
 
 
-def strata_of(records: Records, domain: str, own: Records) -> Strata:
-    """The cohorts of `records`: those of `own` pay as `domain`, replayed ones as their own.
+def strata_of(
+    records: Records, domain: str, own: Records, names: Sequence[str] | None = None
+) -> Strata:
+    """The cohorts of `records`: those of `own` are new, the others are replayed.
 
     Args:
         records: of the phase.
         domain: being learnt.
         own: the client's shard of it.
+        names: cohort of each record; by default the domain for new ones, and their own for others.
     """
     mine = frozenset(own.ids)
-    pairs = zip(records.ids, records.domains, strict=True)
-    names = [domain if id_ in mine else name for id_, name in pairs]
-    cohorts = (domain, *sorted(set(names) - {domain}))
-    index = {name: i for i, name in enumerate(cohorts)}
-    return Strata(cohorts, np.array([index[name] for name in names], np.intp))
+    fresh = [id_ in mine for id_ in records.ids]
+    if names is None:
+        pairs = zip(fresh, records.domains, strict=True)
+        names = [domain if new else name for new, name in pairs]
+    pairs_ = list(zip(names, fresh, strict=True))
+    new = sorted({name for name, is_new in pairs_ if is_new} - {domain})
+    old = sorted({name for name, is_new in pairs_ if not is_new})
+    kinds = [(domain, True), *((name, True) for name in new), *((name, False) for name in old)]
+    index = {kind: i for i, kind in enumerate(kinds)}
+    of = np.array([index[pair] for pair in pairs_], np.intp)
+    return Strata(tuple(name for name, _ in kinds), of, 1 + len(new))
 
 
 def once(records: Records) -> Records:
@@ -179,5 +245,11 @@ def _times(spends: Sequence[Spend], rounds: int) -> list[Spend]:
     ]
 
 
-def _place(ticket: Ticket, kind: str) -> Mapping[str, str | int]:
-    return {"run": ticket.run, "kind": kind, "domain": ticket.domain, "round": ticket.round}
+def _place(ticket: Ticket, kind: str, salt: str = "") -> Mapping[str, str | int]:
+    place: dict[str, str | int] = {
+        "run": ticket.run,
+        "kind": kind,
+        "domain": ticket.domain,
+        "round": ticket.round,
+    }
+    return {**place, "salt": salt} if salt else place

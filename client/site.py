@@ -7,7 +7,8 @@ alone (its shard, its folder) is kept apart by its index.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ..models.place import place
 from .answers import Question, answer
 from .parties import NOTHING_OWN, Client, Own, Sealing
 from .promise import make as make_promise
-from .promise import once, strata_of
+from .promise import once
 from .shards import Shards
 from .store import ClientStore
 from .train import Forces, Schedule, train
@@ -50,7 +51,7 @@ class Site:
         self.strategy = check.build(self.config, "strategy")
         pins = {"identities": own.identities} if own.identities else {}
         self.secure_sum: SecureSum = check.build(self.config, "secure_sum", **pins)
-        self.promise = make_promise(self.config, self.secure_sum, own.most_epsilon)
+        self.promise = make_promise(self.config, self.secure_sum, own)
         self.continual = check.build(self.config, "continual")
         self.stream: Stream = stream(
             check.build(self.config, "data", **data).read(),
@@ -65,13 +66,13 @@ class Site:
         self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
     ) -> tuple[bytes, dict[str, float]]:
         """One round on the client's shard: the sealed update and the numbers beside it."""
-        return self._answer(client, task, params, summary, sealing, self._update)
+        return self._answer(client, task, params, summary, sealing, training=True)
 
     def finish(
         self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
     ) -> tuple[bytes, dict[str, float]]:
         """The end of a domain: what the continual method adds up over the clients, sealed."""
-        return self._answer(client, task, params, summary, sealing, self._learnt)
+        return self._answer(client, task, params, summary, sealing, training=False)
 
     def join(self, sealing: Sealing) -> bytes:
         """The client's card for the sums of this run."""
@@ -88,26 +89,53 @@ class Site:
         params: Vector,
         summary: Vector,
         sealing: Sealing,
-        work: Callable[[Client, Task, Vector, Vector], Update],
+        *,
+        training: bool,
     ) -> tuple[bytes, dict[str, float]]:
         # The config too: a run that is deleted and begun anew may have the old one's name.
         asked = self._text.encode() + params.tobytes() + summary.tobytes()
-        question = Question(task.ticket, hashlib.sha256(asked).hexdigest()[:16], sealing)
+        salt = hashlib.sha256(asked).hexdigest()[:16]
+        question = Question(task.ticket, salt, sealing)
 
         def worked() -> Update:
             self._prepare(task, params)
-            pact = sealing.pact
-            self.promise.charge_release(client.store, task.ticket, pact.manifest, pact.size)
-            return work(client, task, params, summary)
+            size = self._size(task, training)
+            if sealing.pact.size != size:  # or what is charged would be the server's to choose
+                raise RunError(f"the pact must be for {size} values; it is for {sealing.pact.size}")
+            charge = partial(self.promise.charge_release, client.store, task.ticket)
+            if not training:
+                charge("finish", size)
+                return self._learnt(client, task, params, summary)
+            released = partial(self.promise.released, client.store, task.ticket, salt)
+            try:
+                charge("train", size, salt)
+                update = self._update(client, task, params, summary, salt)
+            except Exception:
+                # That it failed is seen from outside: only a process that dies gets it back.
+                with suppress(PrivacyError):
+                    released()
+                raise
+            released()
+            return update
 
+        self.promise.admit(client.store)
         return answer(question, client, self.config, self.secure_sum, self.promise, worked)
 
-    def _update(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
+    def _size(self, task: Task, training: bool) -> int:
+        """Number of values that travel up, by this client's own manifest."""
+        manifest = self.model.manifest
+        if not training:
+            return self.continual.size(manifest)
+        return manifest.only(self.strategy.trainable(manifest, task.ticket.round)).size
+
+    def _update(
+        self, client: Client, task: Task, params: Vector, summary: Vector, salt: str
+    ) -> Update:
         ticket, table = task.ticket, self.config.train
         phase = self._phase(client, task, summary)
         memory = self.continual.start(phase)
         records, strata = self._records(client, task, memory)
-        self.promise.charge_training(client.store, ticket, strata, table.epochs)
+        self.promise.charge_training(client.store, ticket, salt, strata, table.epochs)
         encoded = self.shards.encoded(client.index, task.domain.name, ticket.domain, records)
         trainable = self.strategy.trainable(self.model.manifest, ticket.round)
         anchor = {n: p.detach().clone() for n, p in self.model.parameters().items()}
@@ -153,7 +181,7 @@ class Site:
         records = self.continual.dataset(memory, shard)
         if self.promise.example.unit:
             records = once(records)
-        return records, strata_of(records, task.domain.name, shard)
+        return records, self.promise.strata(client.store, records, task.domain.name, shard)
 
     def evaluate(self, client: Client, task: Task, params: Vector) -> dict[str, float]:
         """Loss, right answers and totals of the client's test shard, domain by domain.
@@ -161,6 +189,7 @@ class Site:
         Raises:
             PrivacyError: privacy is promised, and no ledger covers scores.
         """
+        self.promise.admit(client.store)
         if self.promise.holds:
             raise PrivacyError(
                 "scores of a client's records may not leave it in a private run; the server asked "
@@ -227,7 +256,7 @@ class Site:
         self, client: Client, task: Task, rows: Iterable[Vector], records: Records, clip: float
     ) -> Vector:
         shard = self.shards.of(client.index, task.domain.name, "train")
-        strata = strata_of(records, task.domain.name, shard)
+        strata = self.promise.strata(client.store, records, task.domain.name, shard)
         self.promise.charge_statistics(client.store, task.ticket, strata)
         self._sums += 1
         return self.promise.example.summed(rows, clip)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Kept:
 
 
 class ClientStore:
-    """The folder of one client.
+    """The folder of one client; `client` is its id, the same for life and no other's.
 
     Args:
         folder: made if missing.
@@ -60,14 +61,15 @@ class ClientStore:
     """
 
     def __init__(self, folder: Path, client: str, base: str) -> None:
-        self.folder, self.client = folder, client
+        self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         card = folder / "client.json"
         mine = {"schema": _SCHEMA, "client": client, "base": base}
         if not card.exists():
-            write_atomically(card, json.dumps(mine))
-            return
+            write_atomically(card, json.dumps({**mine, "token": secrets.token_hex(8)}))
         found = json.loads(card.read_text(encoding="utf-8"))
+        # Indices repeat from machine to machine: the token tells one client's ledger from another's
+        self.client = f"{client}-{found.pop('token', '')}"
         if found != mine:
             raise RunError(
                 f"{folder} must be the folder of {mine}; it is that of {found}. Give this client "

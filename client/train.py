@@ -82,7 +82,7 @@ def train(
     parameters = {n: p for n, p in model.parameters().items() if n in trainable}
     optimizer = _optimizer(table, list(parameters.values()))
     drawn = list(privatizer.batches(strata, table.batch_size, table.epochs, rng))
-    _need_charged(privatizer, strata, table.epochs, len(drawn))
+    _need_charged(privatizer.steps(table.epochs) if len(strata) else 0, len(drawn))
     total, count = torch.zeros(()), 0
     private = privatizer.session(model.module, parameters, table.batch_size)
     with _frozen(model, trainable), private as session:
@@ -101,13 +101,12 @@ def train(
     return float(total) / count if count else 0.0
 
 
-def _need_charged(privatizer: Privatizer, strata: Strata, epochs: int, num_steps: int) -> None:
+def _need_charged(charged: int, drawn: int) -> None:
     """Whether as many steps were drawn as the ledger was charged for, empty ones too."""
-    charged = {spend.steps for spend in privatizer.spends(strata, epochs)}
-    if charged and charged != {num_steps}:
+    if charged and charged != drawn:
         raise PrivacyError(
-            f"a round must take the steps that were charged, {sorted(charged)}; {num_steps} were "
-            "drawn. Nothing was trained."
+            f"a round must take the {charged} steps that were charged; {drawn} were drawn. Nothing "
+            "was trained."
         )
 
 

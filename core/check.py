@@ -85,6 +85,11 @@ def read(text: str) -> Config:
 def _plugin_faults(config: Config, table: str) -> tuple[Fault, ...]:
     kind, part = KINDS[table]
     plugin: Plugin = getattr(config, table)
+    if table == "secure_sum" and "noise" in plugin.options:
+        # `build` has it for us alone: what its type should be is nothing that a file can write.
+        options = {key: value for key, value in plugin.options.items() if key != "noise"}
+        unknown = Fault("secure_sum.noise", "unknown option", "write [user_privacy] instead")
+        return (unknown, *plugins.faults(kind, plugin.name, options, part, table))
     return plugins.faults(kind, plugin.name, plugin.options, part, table)
 
 

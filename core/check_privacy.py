@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from .config import Config
 from .errors import Fault
 from .parts import Continual, Privatizer, SecureSum, Strategy, UserPrivatizer
+from .private import Noise
 
 
 def privacy_faults(
@@ -30,8 +31,6 @@ def privacy_faults(
         continual: of the clients.
         takes_noise: whether clients can add noise inside this sum.
     """
-    if "noise" in config.secure_sum.options:
-        yield Fault("secure_sum.noise", "unknown option", "write [user_privacy] instead")
     if not example.unit and not user.unit:
         return
     yield from _leaks(config)
@@ -77,7 +76,17 @@ def _user_faults(
             f"[user_privacy] {name!r} could add noise for",
             "use a rule that needs the mean only, such as 'fedavg'",
         )
+    delta, clients = float(user.terms.get("delta", 0.0)), config.shards.num_clients
+    if delta > 1.0 / clients:
+        yield Fault(
+            "user_privacy.delta",
+            f"must be at most 1 / number of clients, 1/{clients}; got {delta:g}, which allows to "
+            "publish all that one of them holds",
+            f"write delta = {0.1 / clients:.0e} or less",
+        )
     assert user.noise is not None
+    if takes_noise:
+        yield from _unbounded(user.noise, sums)
     if user.noise.multiplier and not takes_noise:
         yield Fault(
             "user_privacy.name",
@@ -99,3 +108,11 @@ def _user_faults(
             f"less noise is ever opened; got {user.noise.clients}",
             f"write min_clients = {user.noise.clients} in [secure_sum], or fewer clients here",
         )
+
+
+def _unbounded(noise: Noise, sums: SecureSum) -> Iterator[Fault]:
+    """A clip so small that no update of any size is left in whole levels."""
+    try:
+        sums.sensitivity(noise.clip, 1)
+    except ValueError as error:
+        yield Fault("user_privacy.clip", str(error))

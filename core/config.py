@@ -109,10 +109,11 @@ class Faults(Table):
 
 
 class Simulation(Table):
-    """`[simulation]`: how many clients live on this machine and what befalls them."""
+    """`[simulation]`: how clients live on this machine, where they keep what, what befalls them."""
 
     backend: Literal["inline", "processes", "ray"] = "inline"
     workers: Annotated[int, Field(ge=0)] = 0
+    clients: str = ""
     strict_wire: bool = False
     faults: Faults = Faults()
 

@@ -32,12 +32,15 @@ class Strata:
     """The records of a phase by cohort: who pays when they are used.
 
     Attributes:
-        cohorts: names; the first is the domain being learnt, the others are replayed.
+        cohorts: names of those who pay; a name may stand twice, once as new and once as replayed.
         of: index into `cohorts` per record, intp [n].
+        fresh: how many of the first cohorts are of the domain being learnt; the others are
+            replayed.
     """
 
     cohorts: tuple[str, ...]
     of: npt.NDArray[np.intp]
+    fresh: int = 1
 
     def __len__(self) -> int:
         return len(self.of)
@@ -81,13 +84,33 @@ class Ledger(Protocol):
     def charge(self, place: Mapping[str, Any], spends: Sequence[Spend]) -> Statement:
         """Write `spends` down, on disk when this returns; only then may records be used.
 
+        A crash between a charge and `released` costs nothing: where the unit's last charge was
+        the same, of training, and nothing that it paid for was released, it is used again.
+
         Args:
-            place: what they are for: `run`, `kind`, `domain`, `round`, as plain values.
+            place: what they are for: `run`, `kind`, `domain`, `round`, and for training `salt`,
+                a hash of all that the answer depends on; plain values. Without it each charge
+                is another one.
             spends: per cohort.
 
         Raises:
             BudgetError: they would cross the target; nothing is written.
             PrivacyError: the ledger is damaged, another client's, or cannot be written.
+        """
+        ...
+
+    def released(self, place: Mapping[str, Any]) -> None:
+        """Write down, synced, that what was charged for `place` is about to be kept and to leave.
+
+        From then on asking again is another charge. Nothing happens where nothing was charged for
+        that place. Not before this returns may the answer be kept or sent.
+
+        Args:
+            place: as it was charged.
+
+        Raises:
+            PrivacyError: as `charge`; or all that was charged for it has left already, such as
+                by another process of this client. The answer must be dropped.
         """
         ...
 
@@ -143,6 +166,7 @@ class Privatizer:
         largest_part: most records in one backward pass; 0 for any number.
         batches: (strata, batch size, epochs, generator) -> positions, step by step.
         session: (module, parameters that train by name, expected batch size) -> a context.
+        steps: (epochs) -> steps of a round, empty ones too; 0 where nobody counts them.
         spends: (strata, epochs) -> what a round uses, per cohort; PrivacyError where the strata
             do not fit the promise.
         summed: (rows in blocks float32 [b, m], clip) -> their sum [m], each row's L2 norm cut to
@@ -156,6 +180,7 @@ class Privatizer:
     largest_part: int
     batches: Callable[[Strata, int, int, np.random.Generator], Batches]
     session: Callable[[Any, Mapping[str, Any], int], AbstractContextManager[Session]]
+    steps: Callable[[int], int]
     spends: Callable[[Strata, int], tuple[Spend, ...]]
     summed: Callable[[Iterable[Vector], float], Vector]
     sum_spends: Callable[[Strata], tuple[Spend, ...]]

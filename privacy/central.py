@@ -35,8 +35,8 @@ def build(
     *,
     epsilon: Annotated[float, Field(gt=0.0)],
     delta: Annotated[float, Field(gt=0.0, lt=1.0)],
-    clip: Annotated[float, Field(gt=0.0)],
-    noise_multiplier: Annotated[float, Field(gt=0.0)],
+    clip: Annotated[float, Field(ge=1e-6, le=1e6)],
+    noise_multiplier: Annotated[float, Field(ge=1e-3, le=1e6)],
     updates: Annotated[int, Field(ge=0)] = 0,
 ) -> UserPrivatizer:
     """Gaussian noise by the server on each sum, of noise_multiplier times its sensitivity.

@@ -10,6 +10,11 @@ share of noise in both. A client knows its own share: towards one of them `clien
 count, and towards more that collude, as many fewer. A client that is asked for a round again gives
 the same share again: two sums of one round that differ by a client have its share of noise alone
 between them. With `bfv` the key holder opens a round once; `masks` trust the server in this.
+
+How many shares a sum has, each client sees by its masks: it seals only where it shares one with
+`clients` - 1 others. Keys that the server made up are told from clients by pins alone. Without
+masks (`bfv`, masks = false) nothing but the key holder's own `min_clients` keeps a sum of fewer
+shares from being opened.
 """
 
 from __future__ import annotations
@@ -29,8 +34,8 @@ def build(
     *,
     epsilon: Annotated[float, Field(gt=0.0)],
     delta: Annotated[float, Field(gt=0.0, lt=1.0)],
-    clip: Annotated[float, Field(gt=0.0)],
-    noise_multiplier: Annotated[float, Field(gt=0.0)],
+    clip: Annotated[float, Field(ge=1e-6, le=1e6)],
+    noise_multiplier: Annotated[float, Field(ge=1e-3, le=1e6)],
     clients: Annotated[int, Field(ge=1)],
     updates: Annotated[int, Field(ge=0)] = 0,
 ) -> UserPrivatizer:

@@ -29,9 +29,9 @@ def build(
     *,
     epsilon: Annotated[float, Field(gt=0.0)],
     delta: Annotated[float, Field(gt=0.0, lt=1.0)],
-    noise_multiplier: Annotated[float, Field(gt=0.0)],
+    noise_multiplier: Annotated[float, Field(ge=1e-3, le=1e6)],
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)],
-    clip: Annotated[float, Field(gt=0.0)] = 1.0,
+    clip: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0,
     replay_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0,
     micro_batch: Annotated[int, Field(ge=1)] = 128,
     route: Literal["activations", "opacus"] = "activations",
@@ -52,6 +52,7 @@ def build(
         updates: domain updates planned for the model's life, for the planner; 0 for the data's.
     """
     replay_rate = replay_rate or sample_rate
+    rates = (sample_rate, replay_rate)
     terms = {
         "mechanism": MECHANISM,
         "epsilon": epsilon,
@@ -72,7 +73,7 @@ def build(
     def spends(strata: Strata, epochs: int) -> tuple[Spend, ...]:
         _check_fit(strata, sample_rate, delta)
         return tuple(
-            Spend(replay_rate if i else sample_rate, noise_multiplier, num_steps(epochs), name)
+            Spend(rates[i >= strata.fresh], noise_multiplier, num_steps(epochs), name)
             for i, (name, size) in enumerate(zip(strata.cohorts, strata.sizes, strict=True))
             if size
         )
@@ -112,6 +113,7 @@ def build(
         largest_part=micro_batch,
         batches=batches,
         session=session,
+        steps=num_steps,
         spends=spends,
         summed=summed,
         sum_spends=sum_spends,

@@ -1,7 +1,8 @@
 """One client's account on its own disk: what its records and the client itself paid, for life.
 
-An audit log of charges, each on disk before the records are used, and beside it a small file
-that says where the log ends: lines cut off, an older copy or a deleted ledger are noticed.
+An audit log of charges, each on disk before the records are used, and of what they paid for, once
+it is about to leave. Beside it a small file says where the log ends: lines cut off, an older copy
+or a deleted ledger are noticed.
 Whoever takes both files away takes the account away: they belong to the backup of the client.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ HEAD = "ledger.head"
 
 MOST_UPDATES = 9999
 """Where counting the updates that are left stops."""
+
+CHARGE, RELEASED = "charge", "released"
+"""Events of a ledger: what was paid, and that what it paid for is about to leave."""
 
 _START = "0" * 64
 _PATIENCE_S = 10.0
@@ -71,25 +76,60 @@ class _Ledger:
             return self.statement()
         added = list(spends)
         accounts_of(added)  # refuses what is out of range before anything is opened
-        log = _opened(self.folder / LEDGER)
-        try:
-            head = _read_head(self.folder)
-            lines = list(_sound(log.entries))
-            _need_whole(self.folder, self.client, head, lines)
+        with self._open() as (log, lines):
             self._need_promise(lines)
-            if head is None or head["lines"] < len(lines):
-                # The crash came between a line and its head; the line counts.
-                _write_head(self.folder, self.client, lines)
-            paid = _paid(lines, self.unit)
-            after = self._spent([*paid, *added])
+            paid, releases = _paid(lines, self.unit), _releases(lines, self.unit)
+            again = self._is_open(lines, place, added)
+            after = self._spent(paid if again else [*paid, *added])
             if after > self.target * (1.0 + _TOLERANCE):
                 raise BudgetError(self._refusal(place, self._spent(paid), after))
-            entry = self._append(log, place, added, after)
-            _write_head(self.folder, self.client, [*lines, entry])
-        finally:
-            log.close()
-        releases = _releases(lines, self.unit) + 1
-        return Statement(self.unit, after, self.delta, self.target, releases)
+            if not again:
+                self._append(
+                    log,
+                    lines,
+                    CHARGE,
+                    place,
+                    target=self.target,
+                    delta=self.delta,
+                    epsilon=after,
+                    spends=[_plain(spend) for spend in added],
+                )
+        return Statement(self.unit, after, self.delta, self.target, releases + (not again))
+
+    def released(self, place: Mapping[str, Any]) -> None:
+        """As `core.private.Ledger.released`."""
+        if not any((self.folder / name).exists() for name in (LEDGER, HEAD)):
+            return  # nothing was ever charged, and asking makes nothing
+        with self._open() as (log, lines):
+            events = [line["event"] for line in _at(lines, self.unit, place)]
+            if not events:
+                return
+            if events.count(CHARGE) <= events.count(RELEASED):
+                raise PrivacyError(
+                    f"{self.client} must charge before each answer that leaves; what was charged "
+                    f"for {_words(place)} paid for one that left. One client runs once: stop the "
+                    "other process; this answer is lost, and asking again charges again"
+                )
+            self._append(log, lines, RELEASED, place)
+
+    def _is_open(
+        self, lines: Sequence[Entry], place: Mapping[str, Any], spends: Sequence[Spend]
+    ) -> bool:
+        """Whether the last charge is this one, and nothing that it paid for was ever kept.
+
+        A crash took that answer, and its noise, before anyone saw it: the one that is computed
+        now is the first. Only where the place says all that the answer depends on.
+        """
+        if place.get("kind") != "train" or not place.get("salt"):
+            return False
+        ours = [line for line in lines if line["unit"] == self.unit]
+        last = max((i for i, line in enumerate(ours) if line["event"] == CHARGE), default=-1)
+        if last < 0 or RELEASED in (line["event"] for line in _at(ours[last:], self.unit, place)):
+            return False
+        # A tightened promise must be written down, by a charge of its own.
+        asked = (dict(place), [_plain(spend) for spend in spends], self.target, self.delta)
+        wrote = [ours[last][name] for name in ("place", "spends", "target", "delta")]
+        return _canonical(asked) == _canonical(wrote)
 
     def statement(self, update: Sequence[Spend] = ()) -> Statement:
         """As `core.private.Ledger.statement`; writes nothing and waits for nobody."""
@@ -112,28 +152,42 @@ class _Ledger:
             for account in set(update.values())
         )
 
-    def _append(
-        self, log: AuditLog, place: Mapping[str, Any], spends: Sequence[Spend], after: float
-    ) -> Entry:
+    @contextmanager
+    def _open(self) -> Iterator[tuple[AuditLog, list[Entry]]]:
+        """The log for this process alone, and its lines, found whole."""
+        log = _opened(self.folder / LEDGER)
         try:
-            return log.append(
-                "charge",
-                client=self.client,
-                unit=self.unit,
-                place=dict(place),
-                target=self.target,
-                delta=self.delta,
-                epsilon=after,
-                spends=[_plain(spend) for spend in spends],
-            )
+            head = _read_head(self.folder)
+            lines = list(_sound(log.entries))
+            _need_whole(self.folder, self.client, head, lines)
+            if head is None or head["lines"] < len(lines):
+                # The crash came between a line and its head; the line counts.
+                _write_head(self.folder, self.client, lines)
+            yield log, lines
+        finally:
+            log.close()
+
+    def _append(
+        self,
+        log: AuditLog,
+        lines: Sequence[Entry],
+        event: str,
+        place: Mapping[str, Any],
+        **fields: Any,
+    ) -> None:
+        ours = {"client": self.client, "unit": self.unit, "place": dict(place)}
+        before = "records are used" if event == CHARGE else "an answer is kept"
+        try:
+            entry = log.append(event, **ours, **fields)
         except RunError as error:
             raise PrivacyError(
-                f"the charge must be on disk before records are used; {error}"
+                f"the line {event!r} must be on disk before {before}; {error}"
             ) from error
+        _write_head(self.folder, self.client, [*lines, entry])
 
     def _need_promise(self, lines: Sequence[Entry]) -> None:
         """A promise once made may be tightened and never loosened."""
-        ours = [line for line in lines if line["unit"] == self.unit]
+        ours = _charges(lines, self.unit)
         for name, now in (("target", self.target), ("delta", self.delta)):
             promised = min((line[name] for line in ours), default=now)
             if now > promised * (1.0 + _TOLERANCE):
@@ -146,10 +200,9 @@ class _Ledger:
                 )
 
     def _refusal(self, place: Mapping[str, Any], before: float, after: float) -> str:
-        where = ", ".join(f"{key} {value}" for key, value in place.items())
         return (
             f"{self.client} must stay within epsilon {self.target:g} per {self.unit} at delta "
-            f"{self.delta:g}: {before:.4g} is spent, and {where or 'this use'} would make it "
+            f"{self.delta:g}: {before:.4g} is spent, and {_words(place)} would make it "
             f"{after:.4g}. Nothing was trained and nothing charged. Stop here, or plan more noise "
             "for the whole life of the model before it begins: perennial plan FILE"
         )
@@ -175,7 +228,7 @@ def statements_of(folder: Path) -> list[Statement]:
     """
     lines, found = _begun(folder), []
     for unit in (EXAMPLE, USER):
-        ours = [line for line in lines if line["unit"] == unit]
+        ours = _charges(lines, unit)
         if ours:
             target = min(line["target"] for line in ours)
             delta = min(line["delta"] for line in ours)
@@ -238,16 +291,21 @@ def _sound(read: Any) -> list[Entry]:
     except DataError as error:
         raise _damaged(error) from error
     for number, line in enumerate(lines, 1):
-        if line.get("event") != "charge" or not _well_formed(line):
-            raise PrivacyError(f"line {number} of a ledger must be a charge; got {dict(line)!r}")
+        if not _well_formed(line):
+            raise PrivacyError(
+                f"line {number} of a ledger must be a charge, or say what left; got {dict(line)!r}"
+            )
     return lines
 
 
 def _well_formed(line: Entry) -> bool:
     try:
+        known = line["unit"] in (EXAMPLE, USER) and bool(line["client"])
+        if line["event"] == RELEASED:
+            return known and isinstance(line["place"], dict)
         accounts_of(_paid([line], line["unit"]))
         checked_delta(line["delta"])
-        return line["unit"] in (EXAMPLE, USER) and line["target"] > 0.0 and bool(line["client"])
+        return known and line["event"] == CHARGE and line["target"] > 0.0
     except (KeyError, TypeError, ValueError, PrivacyError):
         return False
 
@@ -313,12 +371,30 @@ def _write_head(folder: Path, client: str, lines: Sequence[Entry]) -> None:
         ) from error
 
 
+def _charges(lines: Iterable[Entry], unit: str) -> list[Entry]:
+    return [line for line in lines if line["unit"] == unit and line["event"] == CHARGE]
+
+
 def _paid(lines: Iterable[Entry], unit: str) -> list[Spend]:
-    return [Spend(**spend) for line in lines if line["unit"] == unit for spend in line["spends"]]
+    return [Spend(**spend) for line in _charges(lines, unit) for spend in line["spends"]]
 
 
-def _releases(lines: Sequence[Entry], unit: str) -> int:
-    return sum(line["unit"] == unit for line in lines)
+def _releases(lines: Iterable[Entry], unit: str) -> int:
+    return len(_charges(lines, unit))
+
+
+def _at(lines: Iterable[Entry], unit: str, place: Mapping[str, Any]) -> list[Entry]:
+    """The lines of `unit` that are for `place`."""
+    here = _canonical(dict(place))
+    return [x for x in lines if x["unit"] == unit and _canonical(x.get("place")) == here]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _words(place: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in place.items()) or "this use"
 
 
 def _plain(spend: Spend) -> dict[str, Any]:

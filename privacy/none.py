@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import PrivacyError
+from ..core.errors import DataError, PrivacyError
 from ..core.parts import Privatizer, Session, Strata
 from ..core.private import EXAMPLE, LEDGER, Batches, Statement
 from ..core.values import Spend, Vector
@@ -30,6 +30,7 @@ def build() -> Privatizer:
         largest_part=0,
         batches=batches,
         session=_session,
+        steps=lambda epochs: 0,
         spends=lambda strata, epochs: (),
         summed=_summed,
         sum_spends=lambda strata: (),
@@ -89,19 +90,30 @@ class NoLedger:
         """Nothing is charged.
 
         Raises:
-            PrivacyError: this client's ledger holds a promise for this unit: training without
-                noise would break it, for records that are in the model already.
+            PrivacyError: as `statement`.
+        """
+        return self.statement()
+
+    def released(self, place: Mapping[str, Any]) -> None:
+        """Nothing was charged, and nothing is written."""
+
+    def statement(self, update: Sequence[Spend] = ()) -> Statement:
+        """Nothing was spent.
+
+        Raises:
+            PrivacyError: this client's ledger is damaged, or holds a promise for this unit:
+                training without noise would break it, for records that are in the model already.
         """
         path = self.folder / LEDGER
-        if path.exists() and any(entry.get("unit") == self.unit for entry in entries_of(path)):
+        try:
+            lines = entries_of(path) if path.exists() else []
+        except DataError as error:
+            raise PrivacyError(f"the ledger must be whole and readable: {error}") from error
+        if any(line.get("unit") == self.unit for line in lines):
             table = "privacy" if self.unit == EXAMPLE else "user_privacy"
             raise PrivacyError(
                 f"{path} holds a promise of privacy for each {self.unit}, and this run makes "
                 f"none: one step without noise would break it. Write [{table}] as in the runs "
                 "before, or give this client a new folder if all of those models are withdrawn."
             )
-        return self.statement()
-
-    def statement(self, update: Sequence[Spend] = ()) -> Statement:
-        """Nothing was spent."""
         return Statement("", 0.0, 0.0, 0.0, 0)

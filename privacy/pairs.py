@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..core.errors import ConfigError, Fault, RunError
+from ..core.errors import ConfigError, Fault, PrivacyError, RunError
 from ..core.sums import Pact, Party
 from . import sessions, vault
 from .cards import CARD_BYTES, Card, check_address, decode, encode, is_key
@@ -50,6 +50,8 @@ class Pairs:
         neighbours: of each client; 0 to choose by the cohort and `collusion`.
         collusion: share of a cohort that may collude with the server or drop out, in (0, 1).
         pins: Ed25519 identities in hex that are let in; empty to trust each on first use.
+        shares: of noise, that every sum is counted on to hold; 0 where clients add none. A client
+            masks its vector only where it sees so many, itself and its neighbours.
 
     Raises:
         ConfigError: one of them is out of its range.
@@ -59,6 +61,7 @@ class Pairs:
     neighbours: int = 0
     collusion: float = 1 / 3
     pins: frozenset[str] = frozenset()
+    shares: int = 0
 
     def __post_init__(self) -> None:
         rules = {
@@ -67,6 +70,12 @@ class Pairs:
             "collusion": (0.0 < self.collusion < 1.0, "must be above 0 and below 1"),
             "identities": (all(map(is_key, self.pins)), "must be 64 lower-case hex digits each"),
         }
+        if self.neighbours > 0 and self.neighbours + self.neighbours % 2 < self.shares - 1:
+            text = (
+                f"must be 0, or {self.shares - 1} or more, for noise in {self.shares} shares "
+                "that each client sees; or fewer [user_privacy] clients"
+            )
+            rules["neighbours"] = (False, f"{text}; got {self.neighbours}")
         broken = [
             Fault(f"secure_sum.{key}", text) for key, (holds, text) in rules.items() if not holds
         ]
@@ -126,6 +135,7 @@ class Pairs:
 
         Raises:
             RunError: the note cannot be trusted, or the masks are used up; nothing may be sent.
+            PrivacyError: it shows fewer clients than the noise is counted on from.
         """
         with vault.locked(party.folder):
             own = vault.own_card(party, pact.run, make=False)
@@ -222,7 +232,8 @@ class Pairs:
 
     def _degree(self, cohort: int) -> int:
         if not self.neighbours:
-            return neighbours_for(cohort, self.collusion)
+            least = self.shares - 1
+            return min(max(neighbours_for(cohort, self.collusion), least + least % 2), cohort - 1)
         return min(self.neighbours + self.neighbours % 2, cohort - 1)
 
     def _sound(self, run: str, cards: Mapping[int, bytes]) -> dict[int, Card]:
@@ -258,6 +269,12 @@ class Pairs:
         return peers
 
     def _check_peers(self, peers: list[Card], own: Card) -> None:
+        if len(peers) < self.shares - 1:
+            raise PrivacyError(
+                f"a sum must have noise from {self.shares} clients, and this node sees "
+                f"{len(peers) + 1}: it sends nothing. Write fewer [user_privacy] clients, more "
+                "[secure_sum] neighbours (0 chooses)"
+            )
         # A cohort is at least `min_clients`, and a larger one never has fewer neighbours.
         fewest = max(FEWEST_KEPT, self._degree(self.min_clients))
         if len(peers) < fewest:

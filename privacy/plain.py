@@ -74,7 +74,15 @@ class _PlainSum:
         party: Party,
         chance: Chance,
     ) -> bytes:
-        """`delta` [n] as little-endian float32 bytes; weight and loss travel beside them."""
+        """`delta` [n] as little-endian float32 bytes; weight and loss travel beside them.
+
+        Raises:
+            RunError: the pact is of another size; nothing leaves the client.
+        """
+        if delta.shape != (pact.size,):
+            raise RunError(
+                f"the pact must be of the update's {delta.size} values; the server says {pact.size}"
+            )
         return np.ascontiguousarray(delta, "<f4").tobytes()
 
     def add(

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import floor, log10, sqrt
 
 from ..core.errors import PrivacyError
 from ..core.private import EXAMPLE
 from ..core.values import Spend
-from .accounting import epsilon, noise_for
+from .accounting import MAX_NOISE, epsilon, noise_for, rdp_epsilon
 
 QUALITY = "noise in the mean gradient of an update"
 """What `quality` gives: in clips over the number of records, lower is better."""
+
+MOST_STEPS = 1_000_000
+"""Noisy steps of one cohort over a model's whole life, at most."""
+
+EXACT_STEPS = 100_000
+"""Above so many, Renyi's bound stands in: it takes a little more noise, and no minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +77,20 @@ class Schedule:
         """The smallest noise multiplier that keeps the promise over the whole life.
 
         Raises:
-            PrivacyError: no noise does, or the promise is out of range.
+            PrivacyError: no noise does, the promise is out of range, or there are too many steps.
         """
-        return noise_for(self.target, self.delta, self.uses(self.updates), self.mechanism)
+        if self.total() > MOST_STEPS:
+            raise PrivacyError(
+                f"the planned steps of a model's life must be at most {MOST_STEPS:,}; got "
+                f"{self.total():,}. Write fewer epochs, rounds or updates, or a larger sample rate"
+            )
+        if self.total() <= EXACT_STEPS:
+            return noise_for(self.target, self.delta, self.uses(self.updates), self.mechanism)
+        return self._noise_by_renyi()
+
+    def total(self, updates: int = 0) -> int:
+        """Noisy steps of the first cohort after so many updates; 0 for all of them."""
+        return sum(steps for _, steps in self.uses(updates or self.updates))
 
     def epsilon(self, updates: int, noise: float) -> float:
         """Epsilon of the first cohort after so many updates.
@@ -81,7 +98,22 @@ class Schedule:
         Raises:
             PrivacyError: the noise or the promise is out of range.
         """
-        return epsilon(self.spends(updates, noise), self.delta)
+        bound = epsilon if self.total(updates) <= EXACT_STEPS else rdp_epsilon
+        return bound(self.spends(updates, noise), self.delta)
+
+    def _noise_by_renyi(self) -> float:
+        low, high = 0.01, MAX_NOISE
+        if self.epsilon(self.updates, high) > self.target:
+            raise PrivacyError(
+                f"epsilon must be reachable: even noise of {high:g} times the clip spends more "
+                f"than {self.target:g} over {self.total():,} steps. Raise epsilon, or plan fewer"
+            )
+        while high > 1.0001 * low:
+            middle = sqrt(low * high)
+            within = self.epsilon(self.updates, middle) <= self.target
+            low, high = (low, middle) if within else (middle, high)
+        digit = 10.0 ** (floor(log10(high)) - 3)
+        return float(f"{(floor(high / digit) + 1) * digit:.4g}")
 
     def fits(self, noise: float) -> int:
         """How many of the planned updates stay within the target; 0 where not even one does."""
@@ -120,8 +152,12 @@ class Choice:
 
 
 def choices(schedule: Schedule) -> list[Choice]:
-    """The schedule as it is, then with one thing changed at a time."""
-    return [_choice(name, value, other) for name, value, other in _others(schedule)]
+    """The schedule as it is, then with one thing changed at a time, where that can be planned."""
+    return [
+        _choice(name, value, other)
+        for name, value, other in _others(schedule)
+        if not name or other.total() <= MOST_STEPS
+    ]
 
 
 def _choice(name: str, value: str, schedule: Schedule) -> Choice:

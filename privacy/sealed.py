@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,6 +101,9 @@ class SealedSum:
         capacity: most clients that one sum has room for.
         drops: whether a sum can be read after clients dropped out.
         terms: what else the parties must agree on; bound to every body.
+
+    Raises:
+        ConfigError: clients see too few neighbours to know that the noise is in the sum.
     """
 
     name: str
@@ -113,6 +116,11 @@ class SealedSum:
     drops: bool
     terms: tuple[object, ...]
     single_updates: bool = False
+
+    def __post_init__(self) -> None:
+        noise = self.noise
+        if self.pairs and noise and noise.multiplier:
+            object.__setattr__(self, "pairs", replace(self.pairs, shares=noise.clients))
 
     @property
     def pairwise(self) -> bool:
@@ -188,6 +196,7 @@ class SealedSum:
 
         Raises:
             RunError: delta, weight, pact, note or key do not hold; nothing leaves the client.
+            PrivacyError: the note shows fewer clients than the noise is counted on from.
         """
         weight = figures.weight
         if not (0.0 <= weight <= LARGEST_WEIGHT and float(weight).is_integer()):

@@ -27,8 +27,15 @@ from .stream import Stream
 Normals: TypeAlias = Callable[[int], npt.NDArray[np.float64]]
 """(count) -> so many standard normals, float64."""
 
+LEAST_CLIP, MOST_CLIP = 1e-6, 1e6
+"""Clips outside mean nothing in floats: gradients and their noise would be lost or overflow."""
+
 # The grid is at most 2**-20 of the noise's standard deviation: rounding adds nothing to the noise.
 _GRID_BITS = 20
+
+_NOT_FINITE = (
+    "a sum with its noise must be finite; this one is not, and is not used. Lower the clip."
+)
 
 
 class Route(Protocol):
@@ -48,14 +55,13 @@ def noisy_sum(rows: Iterable[Vector], clip: float, *, noise_multiplier: float) -
 
     Args:
         rows: finite values.
-        clip: the sum's sensitivity, > 0.
+        clip: the sum's sensitivity, 1e-6..1e6.
         noise_multiplier: standard deviation of the noise over the clip.
 
     Raises:
-        PrivacyError: a value is not finite, or the clip is not above 0.
+        PrivacyError: a value is not finite, or the clip is out of its range.
     """
-    if not clip > 0.0:
-        raise PrivacyError(f"the clip of a private sum must be above 0; got {clip}")
+    _check_clip(clip, "the clip of a private sum")
     total: torch.Tensor | None = None
     for block in rows:
         values = torch.from_numpy(np.asarray(block, np.float64))
@@ -68,7 +74,16 @@ def noisy_sum(rows: Iterable[Vector], clip: float, *, noise_multiplier: float) -
         return np.zeros(0, np.float32)
     normals = Stream().normal(len(total))
     SEEN.check(normals)
-    return np.asarray(with_noise(total, normals, noise_multiplier * clip).numpy(), np.float32)
+    with np.errstate(over="ignore"):
+        noisy = with_noise(total, normals, noise_multiplier * clip).numpy().astype(np.float32)
+    if not np.isfinite(noisy).all():
+        raise PrivacyError(_NOT_FINITE)
+    return np.asarray(noisy)
+
+
+def _check_clip(clip: float, what: str) -> None:
+    if not LEAST_CLIP <= clip <= MOST_CLIP:
+        raise PrivacyError(f"{what} must be {LEAST_CLIP:g}..{MOST_CLIP:g}; got {clip:g}")
 
 
 def with_noise(total: torch.Tensor, normals: npt.NDArray[np.float64], std: float) -> torch.Tensor:
@@ -77,11 +92,19 @@ def with_noise(total: torch.Tensor, normals: npt.NDArray[np.float64], std: float
     Args:
         total: float64 [n] on the CPU; left as it is.
         normals: standard normals [n].
-        std: of the noise, > 0.
+        std: of the noise, finite and > 0.
+
+    Raises:
+        PrivacyError: the deviation or the result is not finite.
     """
+    if not 0.0 < std < math.inf:
+        raise PrivacyError(f"noise must have a deviation that is finite and above 0; got {std:g}")
     grid = 2.0 ** (math.floor(math.log2(std)) - _GRID_BITS)
     noisy = total.add(torch.from_numpy(normals), alpha=std)
-    return noisy.div_(grid).round_().mul_(grid)
+    noisy = noisy.div_(grid).round_().mul_(grid)
+    if not torch.isfinite(noisy).all():
+        raise PrivacyError(_NOT_FINITE)
+    return noisy
 
 
 @contextmanager
@@ -101,7 +124,7 @@ def session(
         module: that trains.
         parameters: all its tensors that require a gradient, by name.
         batch_size: expected records in a step; the divisor of each sum.
-        clip: largest L2 norm of one record's gradient.
+        clip: largest L2 norm of one record's gradient, 1e-6..1e6.
         noise_multiplier: standard deviation of the noise over the clip.
         route: `activations` or `opacus`.
         normals: source of standard normals; for tests alone. Noise that protects people comes
@@ -112,6 +135,7 @@ def session(
     """
     if batch_size < 1:
         raise PrivacyError(f"the expected batch must be at least 1 record; got {batch_size}")
+    _check_clip(clip, "the clip of private steps")
     std = noise_multiplier * clip
     seen = SEEN if normals is None else Freshness()
     guards = Guards(module, parameters, clip, noise_multiplier, seen)

@@ -30,7 +30,7 @@ from ..core.values import ServerState, Vector
 from ..core.wire import EVALUATE, FINISH, PARAMS, SUMMARY, TRAIN
 from . import checkpoint, nodes
 from .evaluate import of_clients
-from .events import EventLog
+from .events import EventLog, read_events
 from .exchange import Outcome, exchange
 from .link import Link, Question
 from .report import write_report
@@ -165,12 +165,14 @@ def _domain(room: Room, state: ServerState, index: int) -> ServerState:
         room.model.fit_labels(room.labels(index))
     _need_bound(room)
     room.log.emit("domain_started", domain=index, name=domain.name, labels=len(room.labels(index)))
+    if state.round and _due(room, state) and not _evaluated(room, state):
+        _evaluate(room, state)  # an earlier process died between the two
     while state.round < table.rounds:
         state = _round(room, state)
-        every = room.config.evaluate.every
-        if state.round == table.rounds or (every and state.round % every == 0):
-            _evaluate(room, state)
+        # First of all: a sum that is noised again after a crash must not have been looked at.
         checkpoint.save(room.folder / "checkpoints", state, stamp(room))
+        if _due(room, state):
+            _evaluate(room, state)
     state = _finish(room, state)
     _save_adapter(room, state.params, room.folder / "adapters" / _folder_of(index, domain.name))
     room.log.emit(
@@ -180,6 +182,20 @@ def _domain(room: Room, state: ServerState, index: int) -> ServerState:
     checkpoint.save(room.folder / "checkpoints", state, stamp(room))
     write_report(room.folder)
     return state
+
+
+def _due(room: Room, state: ServerState) -> bool:
+    every = room.config.evaluate.every
+    return state.round == room.config.round.rounds or bool(every and state.round % every == 0)
+
+
+def _evaluated(room: Room, state: ServerState) -> bool:
+    """Whether the log holds what this state scored."""
+    return any(
+        event["event"] == "evaluated"
+        and (event["domain"], event["round"]) == (state.domain, state.round)
+        for event in read_events(room.folder / "events.jsonl")
+    )
 
 
 def _need_bound(room: Room) -> None:

@@ -46,7 +46,7 @@ def _on_our_grid(config: Config, text: str, folder: Path, party: KeyParty) -> No
         count=config.shards.num_clients,
         seed=config.run.seed,
         run_config=run_config,
-        folder=folder / "clients",
+        folder=_disks(config, folder),
         key_file=party.key_file,
     )
     table = config.simulation
@@ -70,6 +70,12 @@ def _on_our_grid(config: Config, text: str, folder: Path, party: KeyParty) -> No
         )
 
 
+def _disks(config: Config, folder: Path) -> Path:
+    """Where clients keep what is theirs: in the run folder, or where it outlives the run."""
+    kept = config.simulation.clients
+    return Path(kept).expanduser().resolve() if kept else folder / "clients"
+
+
 def _options(party: KeyParty) -> str:
     return json.dumps(dict(party.options))
 
@@ -77,7 +83,7 @@ def _options(party: KeyParty) -> str:
 def _on_ray(config: Config, text: str, folder: Path, party: KeyParty) -> None:
     bundle = write_bundle(folder / "bundle", text, str(folder))
     # Ray's workers inherit this: clients keep their disk below the run, as on our own grid.
-    os.environ["PERENNIAL_STATE"] = str(folder / "clients")
+    os.environ["PERENNIAL_STATE"] = str(_disks(config, folder))
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["PERENNIAL_KEY_FILE"] = str(party.key_file.resolve()) if party.key_file else ""
     run_config: dict[str, Any] = {

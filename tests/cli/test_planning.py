@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
+from typer.testing import CliRunner
 
+from perennial.cli.main import app
 from perennial.cli.overrides import override
-from perennial.cli.planning import plan, planned
+from perennial.cli.planning import against_data, plan, planned
 from perennial.cli.settling import domains_of, settle
 from perennial.core import check
 from perennial.core.config import parse
@@ -333,3 +336,67 @@ def test_the_command(tmp_path):
     )
     assert done.returncode == 2
     assert "[user_privacy.delta] must be at most 1 / number of clients" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (EXAMPLE, ["privacy.delta=0.05"], "[privacy.delta] must be at most 1 / number of records"),
+        (EXAMPLE, ["privacy.sample_rate=0.01"], "[privacy.sample_rate] 0.01 needs 100 records"),
+        (CENTRAL, ["user_privacy.delta=0.5"], "[user_privacy.delta] must be at most 1 / number"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "simulate", "bundle"])
+def test_what_clients_would_refuse_is_refused_before_a_run(
+    text, settings, message, command, tmp_path
+):
+    path = tmp_path / "config.toml"
+    path.write_text(override(text, settings))
+    arguments = [command, str(path), *([str(tmp_path / "out")] if command == "bundle" else [])]
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, ConfigError)
+    assert message in str(found.exception)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_each_client_brings_itself_is_left_to_it():
+    text = override(EXAMPLE, ["privacy.delta=0.05", 'shards.split="local"'])
+    assert against_data(check.read(settle(text)[0])) == []
+    assert against_data(check.read(settle(CENTRAL)[0])) == []
+    with pytest.raises(ConfigError, match="number of records"):
+        against_data(check.read(settle(override(text, ['shards.split="iid"']))[0]))
+
+
+def test_the_data_is_checked_without_heavy_libraries():
+    text = override(EXAMPLE, ["privacy.noise_multiplier=9.0", "privacy.sample_rate=0.25"])
+    text = override(text, ['round.weight="uniform"'])
+    code = (
+        "import sys; from perennial.cli.planning import against_data\n"
+        "from perennial.core import check\n"
+        f"config = check.read({text!r})\n"
+        "before = set(sys.modules)\n"
+        "assert against_data(config) == []\n"
+        "heavy = {'dp_accounting', 'opacus', 'torch', 'scipy'} & (set(sys.modules) - before)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_clip_of_users_that_rounding_drowns():
+    with pytest.raises(ConfigError, match=r"\[user_privacy.clip\] (.|\n)*levels or more"):
+        planned(override(DISTRIBUTED, ["user_privacy.clip=1e-6"]))
+    small = override(DISTRIBUTED, ["user_privacy.clip=1e-4", "user_privacy.noise_multiplier=9.0"])
+    assert "with 60000 trained values" in planned(small)["notes"][-1]
+    assert not any("60000" in note for note in planned(DISTRIBUTED)["notes"])
+
+
+def test_a_life_that_is_too_long_is_refused_and_a_long_one_is_bounded():
+    many = override(EXAMPLE, ["train.epochs=1000000", "privacy.sample_rate=0.25"])
+    with pytest.raises(PrivacyError, match=r"steps of .* life must be at most 1,000,000; got 8,"):
+        planned(many)
+    start = time.monotonic()
+    (unit,) = planned(override(EXAMPLE, ["train.epochs=50000", "privacy.updates=1"]))["units"]
+    assert time.monotonic() - start < 20
+    assert 7.99 < unit["epsilon"]["accounted"] <= 8.0
+    assert unit["epsilon"]["accounted"] == unit["epsilon"]["rdp"]
+    assert unit["updates_that_fit"] == 1

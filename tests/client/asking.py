@@ -33,6 +33,7 @@ def client(site, tmp_path, index=0):
 
 
 def pact_of(site, task, kind="train"):
+    site.model.fit_labels(task.labels)
     names = site.strategy.trainable(site.model.manifest, task.ticket.round)
     size = site.model.manifest.only(names).size if kind == "train" else 0
     t = task.ticket

@@ -54,8 +54,8 @@ def task():
     )
 
 
-def pact_of(task):
-    t, size = task.ticket, open_site(TEXT, ()).model.manifest.size
+def pact_of(task, kind="train"):
+    t, size = task.ticket, open_site(TEXT, ()).model.manifest.size if kind == "train" else 0
     return Pact(t.run, t.domain, t.round, t.attempt, t.manifest, "0" * 32, size, 0.0, "")
 
 
@@ -63,7 +63,7 @@ def message(task, stype=wire.FLOAT32, kind="train"):
     params = np.full(open_site(TEXT, ()).model.manifest.size, 0.01, np.float32)
     arrays = ArrayRecord({wire.PARAMS: array(params, stype), wire.SUMMARY: array([])})
     content = RecordDict({wire.ARRAYS: arrays, wire.TASK: ConfigRecord(task.pack())})
-    content[wire.PACT] = ConfigRecord(pact_of(task).pack())
+    content[wire.PACT] = ConfigRecord(pact_of(task, kind).pack())
     return instruction(1, content, kind, node=11, group="", ttl=60.0)
 
 

@@ -11,7 +11,7 @@ from asking import NOTHING, answered, client, delta, pact_of, sealing_of, start,
 from perennial.client.parties import Own
 from perennial.client.promise import once, strata_of
 from perennial.client.site import Site
-from perennial.core.errors import BudgetError, PrivacyError
+from perennial.core.errors import BudgetError, PrivacyError, RunError
 from perennial.core.private import LEDGER
 from perennial.core.values import Records
 
@@ -61,7 +61,7 @@ def charges(mine):
     path = mine.store.folder / LEDGER
     if not path.exists():
         return []
-    return [e for e in map(json.loads, path.read_text().splitlines()) if e.get("unit")]
+    return [e for e in map(json.loads, path.read_text().splitlines()) if e["event"] == "charge"]
 
 
 def test_a_round_is_charged_and_says_so(site, tmp_path):
@@ -102,7 +102,10 @@ def test_the_charge_is_on_disk_before_the_first_step(site, tmp_path, monkeypatch
     with pytest.raises(RuntimeError, match="the power went"):
         answered(site, mine, task, params, NOTHING)
     assert seen == [1]
-    assert len(charges(mine)) == 1, "a crash counts too much, never too little"
+    assert len(charges(mine)) == 1
+    monkeypatch.undo()
+    answered(site, mine, task, params, NOTHING)
+    assert len(charges(mine)) == 2, "the server saw that it failed, and that depends on records"
 
 
 def test_a_resend_is_free_and_the_same_bytes(site, tmp_path):
@@ -158,11 +161,94 @@ def test_a_run_without_noise_after_a_promise_is_refused(site, tmp_path):
         answered(bare, client(bare, tmp_path), later, params, NOTHING)
 
 
-@pytest.mark.parametrize("text", [TEXT, TEXT + EXAMPLE])
-def test_the_operators_limit_is_no_servers_to_raise(text):
-    with pytest.raises(PrivacyError, match=r"this node trains only .* at most 1"):
-        made(text, Own(most_epsilon=1.0))
-    made(TEXT + EXAMPLE, Own(most_epsilon=3.0))
+@pytest.mark.parametrize(
+    ("text", "own", "words"),
+    [
+        (TEXT, Own(most_epsilon=1.0), "promises nothing of the kind"),
+        (TEXT + EXAMPLE, Own(most_epsilon=1.0), "epsilon is at most 1"),
+        (TEXT + EXAMPLE, Own(most_epsilon=3.0, most_delta=1e-4), "delta is at most 0.0001"),
+        # The server would see the update itself.
+        (TEXT + CENTRAL, Own(most_epsilon=3.0), "promises nothing of the kind"),
+        # One unit that is kept does not make up for one that is not.
+        (
+            TEXT + EXAMPLE + CENTRAL.replace("epsilon = 3.0", "epsilon = 900.0"),
+            Own(most_epsilon=3.0),
+            "epsilon 900 per user",
+        ),
+    ],
+)
+def test_the_operators_limit_is_no_servers_to_raise(text, own, words):
+    with pytest.raises(PrivacyError, match=words):
+        made(text, own)
+
+
+def test_a_run_within_the_operators_limit_is_let_in():
+    made(TEXT + EXAMPLE, Own(most_epsilon=3.0, most_delta=1e-3))
+    made(TEXT + EXAMPLE + CENTRAL, Own(most_epsilon=3.0))
+
+
+@pytest.mark.parametrize("promise", [EXAMPLE, CENTRAL])
+@pytest.mark.parametrize("wrong", [0, 1, -1, +1])
+def test_the_servers_word_on_the_size_is_no_discount(promise, wrong, tmp_path):
+    site = made(TEXT + promise)
+    task, mine = task_of(site), client(site, tmp_path)
+    params, sealing = start(site, task), sealing_of(site, mine, task)
+    size = wrong if wrong in (0, 1) else sealing.pact.size + wrong
+    lie = replace(sealing, pact=replace(sealing.pact, size=size))
+    with pytest.raises(RunError, match="the pact must be for"):
+        site.train(mine, task, params, NOTHING, lie)
+    assert charges(mine) == []
+    assert not (mine.store.folder / "answer.bin").exists()
+    site.train(mine, task, params, NOTHING, sealing)
+    assert len(charges(mine)) == 1
+    with pytest.raises(RunError):  # what is kept is not sealed for another size either
+        site.train(
+            mine, task, params, NOTHING, replace(lie, pact=replace(lie.pact, session="1" * 32))
+        )
+
+
+def test_nothing_of_a_promise_is_told_in_a_run_that_makes_none(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    answered(site, mine, task, params, NOTHING)
+    bare = made(TEXT)
+    other = client(bare, tmp_path)
+    with pytest.raises(PrivacyError, match="holds a promise"):
+        bare.evaluate(other, task, params)
+    ended = replace(task, ticket=replace(task.ticket, round=3, manifest="summary-0"))
+    with pytest.raises(PrivacyError, match="holds a promise"):
+        answered(bare, other, ended, params, NOTHING, "finish")
+
+
+def test_a_record_pays_under_its_first_name_whatever_a_run_calls_it(tmp_path):
+    split = made(TEXT + EXAMPLE)
+    task, mine = task_of(split), client(split, tmp_path)
+    _, before = answered(split, mine, task, start(split, task), NOTHING)
+    joined = made(TEXT + EXAMPLE + "[domains]\njoint = true\n")
+    same = client(joined, tmp_path)
+    task = task_of(joined)
+    params = start(joined, task)
+    _, after = answered(joined, same, task, params, NOTHING)
+    first = charges(mine)[0]["spends"][0]["cohort"]
+    assert first in {spend["cohort"] for spend in charges(mine)[1]["spends"]}
+    assert after["epsilon.example"] > before["epsilon.example"]
+
+    def go_on():
+        for more in range(1, 9):
+            answered(joined, same, task, params + np.float32(more), NOTHING)
+
+    with pytest.raises(BudgetError):
+        go_on()
+
+
+def test_a_ledger_without_the_names_of_its_cohorts_is_refused(site, tmp_path):
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    answered(site, mine, task, params, NOTHING)
+    (mine.store.folder / "cohorts.json").unlink()
+    later = replace(task, ticket=replace(task.ticket, round=1))
+    with pytest.raises(PrivacyError, match=r"cohorts.json must say"):
+        answered(site, mine, later, params, NOTHING)
 
 
 def test_a_user_keeps_the_clip_and_counts_as_one(tmp_path):

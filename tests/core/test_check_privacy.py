@@ -120,7 +120,41 @@ def test_a_rule_that_is_no_mean_has_no_bound():
     assert set(found) == {"strategy.name"}
 
 
-def test_noise_is_no_option_of_a_file():
-    noise = "noise = {clip = 1.0, multiplier = 0.0, clients = 1}\n"
-    found = faults(CENTRAL, UNIFORM, SIX, SUMS["bfv"] + noise)
-    assert "secure_sum.noise" in found
+@pytest.mark.parametrize(
+    "noise", ["{clip = 1.0, multiplier = 0.0, clients = 1}", "1.0", '"x"', "[]"]
+)
+@pytest.mark.parametrize("sums", SUMS)
+def test_noise_is_no_option_of_a_file(noise, sums):
+    table = SUMS[sums] or '[secure_sum]\nname = "plain"\n'
+    for promise in (CENTRAL, ""):
+        found = faults(promise, UNIFORM, SIX, f"{table}noise = {noise}\n")
+        wanted = "[secure_sum.noise] unknown option; write [user_privacy] instead"
+        assert found == {"secure_sum.noise": wanted}
+
+
+@pytest.mark.parametrize("promise", [CENTRAL, DISTRIBUTED])
+def test_a_users_delta_is_at_most_one_over_the_clients(promise):
+    tables = (UNIFORM, SIX, SUMS["bfv"])
+    check.read(config(promise.replace("1e-5", "0.16"), *tables))
+    found = faults(promise.replace("1e-5", "0.17"), *tables)
+    assert set(found) == {"user_privacy.delta"}
+    assert "1/6; got 0.17" in found["user_privacy.delta"]
+    assert "write delta = 2e-02 or less" in found["user_privacy.delta"]
+
+
+@pytest.mark.parametrize("sums", ["bfv", "masks"])
+def test_neighbours_too_few_to_see_the_noise_are_refused(sums):
+    eight = SIX.replace("6", "8")
+    table = SUMS[sums].replace("min_clients = 4", "min_clients = 6")
+    promise = DISTRIBUTED.replace("clients = 4", "clients = 6")
+    check.read(config(promise, UNIFORM, eight, table))
+    check.read(config(promise, UNIFORM, eight, f"{table}neighbours = 5\n"))
+    check.read(config(CENTRAL, UNIFORM, eight, f"{table}neighbours = 2\n"))
+    found = faults(promise, UNIFORM, eight, f"{table}neighbours = 4\n")
+    assert set(found) == {"secure_sum.neighbours"}
+
+
+@pytest.mark.parametrize("promise", [CENTRAL, DISTRIBUTED])
+def test_a_clip_that_is_worth_no_level_is_refused(promise):
+    found = faults(promise.replace("clip = 1.0", "clip = 1e-6"), UNIFORM, SIX, SUMS["bfv"])
+    assert "levels or more" in found["user_privacy.clip"]

@@ -10,7 +10,7 @@ from perennial.core.errors import BudgetError
 from perennial.core.private import LEDGER
 from perennial.privacy import ledger
 from perennial.privacy.accounting import epsilon_of
-from perennial.privacy.audit_log import verify
+from perennial.privacy.audit_log import entries_of
 from perennial.simulations.simulate import simulate
 
 pytestmark = pytest.mark.integration
@@ -50,6 +50,11 @@ KINDS = {
 }
 
 
+def charges(path):
+    """Number of charges in a ledger whose chain holds."""
+    return sum(entry["event"] == "charge" for entry in entries_of(path))
+
+
 def events_of(folder, name):
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [event for event in lines if event["event"] == name]
@@ -72,9 +77,9 @@ def clients_of(folder):
 def test_every_client_paid_for_every_round(private):
     folder, _, units, _ = private
     for mine in clients_of(folder):
-        lines = [json.loads(line) for line in (mine / LEDGER).read_text().splitlines()]
-        assert verify(mine / LEDGER) == DOMAINS * ROUNDS * len(units) == len(lines)
-        assert ledger.client_of(mine) == mine.name
+        lines = [entry for entry in entries_of(mine / LEDGER) if entry["event"] == "charge"]
+        assert len(lines) == DOMAINS * ROUNDS * len(units)
+        assert ledger.client_of(mine).startswith(f"{mine.name}-")
         for unit in units:
             places = [
                 (line["place"]["domain"], line["place"]["round"])
@@ -165,7 +170,7 @@ def test_a_client_that_drops_out_takes_its_noise_along(tmp_path):
         assert event["multiplier"] == pytest.approx(wanted, rel=1e-3)
     # Who was asked and did not answer in time has paid all the same.
     answered = sum(event["counted"] for event in noised)
-    charged = sum(verify(path) for path in (tmp_path / "run" / "clients").glob(f"*/{LEDGER}"))
+    charged = sum(charges(path) for path in (tmp_path / "run" / "clients").glob(f"*/{LEDGER}"))
     assert charged >= answered
 
 
@@ -179,4 +184,12 @@ def test_a_budget_that_ends_ends_the_run_and_nothing_more_is_trained(tmp_path):
         assert said.epsilon <= 1.3
     with pytest.raises(BudgetError, match="perennial plan"):
         simulate(tight, tmp_path / "run")
-    assert {verify(mine / LEDGER) for mine in clients_of(tmp_path / "run")} == {1}
+    assert {charges(mine / LEDGER) for mine in clients_of(tmp_path / "run")} == {1}
+
+
+def test_a_second_run_goes_on_with_the_accounts_of_the_first(tmp_path):
+    text = changed(SHORT, **EXAMPLE, simulation__clients=str(tmp_path / "disks"))
+    first, second = (run(tmp_path / name, text) for name in ("one", "two"))
+    spent = [report["privacy"]["units"][0]["epsilon"] for report in (first, second)]
+    assert spent[1] > spent[0]
+    assert not (tmp_path / "two" / "clients").exists()

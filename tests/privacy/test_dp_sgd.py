@@ -9,9 +9,10 @@ import torch
 
 from perennial.core import plugins
 from perennial.core.errors import ConfigError, PrivacyError
-from perennial.core.parts import Model, Privatizer, Strata
+from perennial.core.parts import Model, Privatizer, Strata, UserPrivatizer
 from perennial.core.private import one_cohort
 from perennial.core.values import Spend
+from perennial.privacy import steps
 
 NEEDED = {"epsilon": 8.0, "delta": 1e-5, "noise_multiplier": 1.2, "sample_rate": 0.1}
 
@@ -41,10 +42,14 @@ def test_the_promise_has_no_silent_defaults(name):
         ("delta", 0.0),
         ("delta", 1.0),
         ("noise_multiplier", 0.0),
+        ("noise_multiplier", 9e-4),
+        ("noise_multiplier", 1e7),
         ("noise_multiplier", float("nan")),
         ("sample_rate", 0.0),
         ("sample_rate", 1.1),
         ("clip", 0.0),
+        ("clip", 1e-300),
+        ("clip", 1e300),
         ("clip", float("inf")),
         ("replay_rate", -0.1),
         ("micro_batch", 0),
@@ -150,7 +155,42 @@ def test_a_delta_above_one_over_the_records_is_refused():
         assert refused(mixed(50, 50))
 
 
-@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("name", ["central", "distributed"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("clip", 1e-7), ("clip", 1e7), ("noise_multiplier", 1e-4), ("noise_multiplier", 1e7)],
+)
+def test_users_have_the_same_ranges(name, key, value):
+    options = {"epsilon": 8.0, "delta": 1e-5, "noise_multiplier": 1.0, "clip": 1.0}
+    options |= {"clients": 3} if name == "distributed" else {}
+    assert plugins.load("privacy", name, options, UserPrivatizer).unit == "user"
+    with pytest.raises(ConfigError, match=key):
+        plugins.load("privacy", name, {**options, key: value}, UserPrivatizer)
+
+
+def test_a_session_refuses_a_clip_that_means_nothing():
+    line = torch.nn.Linear(2, 1)
+    for clip in (1e-300, 1e300, float("nan")):
+        found = steps.session(
+            line, dict(line.named_parameters()), 4, clip=clip, noise_multiplier=1.0
+        )
+        with pytest.raises(PrivacyError, match="clip of private steps must be"), found:
+            pass
+
+
+def test_a_noisy_sum_that_overflows_is_refused():
+    row = np.ones((1, 2), np.float32)
+    with pytest.raises(PrivacyError, match="noise must be finite"):
+        steps.noisy_sum([row], 1.0, noise_multiplier=1e42)
+    total = torch.full((2,), 1e308, dtype=torch.float64)
+    with pytest.raises(PrivacyError, match="must be finite"):
+        steps.with_noise(total * 10, np.zeros(2), 1.0)
+    for std in (0.0, float("inf"), float("nan")):
+        with pytest.raises(PrivacyError, match="finite and above 0"):
+            steps.with_noise(total, np.zeros(2), std)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, 1e-7, 1e7, float("nan")])
 def test_a_private_sum_needs_a_clip(clip):
     with pytest.raises(PrivacyError, match="clip of a private sum"):
         built().summed([np.ones((1, 2), np.float32)], clip)
@@ -162,14 +202,14 @@ def test_a_private_sum_of_what_is_not_finite_is_refused():
 
 
 def test_a_row_of_zeros_adds_nothing_to_a_private_sum():
-    found = built(noise_multiplier=1e-6).summed([np.zeros((2, 3), np.float32)], 1.0)
+    found = built(noise_multiplier=1e-3).summed([np.zeros((2, 3), np.float32)], 1e-3)
     assert np.abs(found).max() < 1e-4
 
 
 def test_one_row_moves_a_private_sum_by_at_most_the_clip():
     rows = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32) * 100
-    privatizer = built(noise_multiplier=1e-7)
-    moved = privatizer.summed([rows], 2.0) - privatizer.summed([rows[:4]], 2.0)
+    least = {"noise_multiplier": 1e-7}  # below what a config may say
+    moved = steps.noisy_sum([rows], 2.0, **least) - steps.noisy_sum([rows[:4]], 2.0, **least)
     assert np.linalg.norm(moved) == pytest.approx(2.0, rel=1e-4)
 
 

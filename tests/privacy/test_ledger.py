@@ -17,6 +17,7 @@ from perennial.privacy import ledger as module
 from perennial.privacy.accounting import epsilon, epsilon_of
 from perennial.privacy.audit_log import AuditLog, entries_of, verify
 from perennial.privacy.ledger import HEAD, client_of, open_ledger, spends_of, statements_of
+from perennial.privacy.none import NoLedger
 
 PLACE = {"run": "r", "kind": "train", "domain": 0, "round": 0}
 ONE = Spend(1.0, 8.0, 1, "bank")
@@ -29,7 +30,7 @@ def ledger(folder, client="c0", *, unit="example", target=8.0, delta=1e-5):
 def charged(folder, times=3):
     for _ in range(times):
         ledger(folder).charge(PLACE, [ONE])
-    return (folder / LEDGER).read_bytes(), (folder / HEAD).read_bytes()
+    return charged_bytes(folder)
 
 
 def test_a_charge_is_on_disk_and_told(tmp_path):
@@ -90,6 +91,164 @@ def test_the_gate_refuses_what_crosses_and_writes_nothing(tmp_path):
 
 def charged_bytes(folder):
     return (folder / LEDGER).read_bytes(), (folder / HEAD).read_bytes()
+
+
+SALTED = {**PLACE, "salt": "0123456789abcdef"}
+
+
+def test_a_charge_whose_answer_was_never_kept_is_used_again(tmp_path):
+    exact = epsilon([ONE], 1e-5)
+    first = ledger(tmp_path, target=exact).charge(SALTED, [ONE])
+    before = charged_bytes(tmp_path)
+    for _ in range(3):  # as many crashes
+        assert ledger(tmp_path, target=exact).charge(dict(SALTED), [ONE]) == first
+    assert charged_bytes(tmp_path) == before
+    ledger(tmp_path, target=exact).released(SALTED)
+    said = ledger(tmp_path, target=exact).statement()
+    assert (said.epsilon, said.releases) == (exact, 1)
+    with pytest.raises(BudgetError):  # from now on it is another charge
+        ledger(tmp_path, target=exact).charge(SALTED, [ONE])
+
+
+def test_a_release_is_a_line_of_the_chain_and_no_charge(tmp_path):
+    ledger(tmp_path).charge(SALTED, [ONE])
+    ledger(tmp_path).released(SALTED)
+    line = entries_of(tmp_path / LEDGER)[-1]
+    assert (line["event"], line["unit"], line["client"]) == ("released", "example", "c0")
+    assert line["place"] == SALTED
+    assert verify(tmp_path / LEDGER) == json.loads((tmp_path / HEAD).read_text())["lines"] == 2
+    assert spends_of(tmp_path, "example") == [ONE]
+    (said,) = statements_of(tmp_path)
+    assert said == ledger(tmp_path).statement()
+    assert (said.releases, said.epsilon) == (1, epsilon([ONE], 1e-5))
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 2
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 2  # and that one is used again
+    assert ledger(tmp_path).statement().epsilon == epsilon([ONE, ONE], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("place", "spends", "options"),
+    [
+        ({**SALTED, "salt": "fedcba9876543210"}, [ONE], {}),
+        ({**SALTED, "round": 1}, [ONE], {}),
+        ({**SALTED, "round": False}, [ONE], {}),
+        ({**SALTED, "run": "other"}, [ONE], {}),
+        (SALTED, [Spend(1.0, 8.0, 2, "bank")], {}),
+        (SALTED, [Spend(1.0, 7.0, 1, "bank")], {}),
+        (SALTED, [Spend(1.0, 8.0, 1, "clinic")], {}),
+        (SALTED, [ONE, ONE], {}),
+        (SALTED, [ONE], {"target": 7.0}),
+        (SALTED, [ONE], {"delta": 1e-6}),
+        (SALTED, [ONE], {"unit": "user"}),
+    ],
+)
+def test_whatever_is_not_the_last_charge_is_charged(tmp_path, place, spends, options):
+    ledger(tmp_path).charge(SALTED, [ONE])
+    ledger(tmp_path, **options).charge(place, spends)
+    assert verify(tmp_path / LEDGER) == 2
+
+
+def test_only_the_last_charge_of_its_unit_is_used_again(tmp_path):
+    other = {**SALTED, "round": 1}
+    ledger(tmp_path).charge(SALTED, [ONE])
+    ledger(tmp_path, unit="user").charge(SALTED, [ONE])
+    ledger(tmp_path, unit="user").released(SALTED)  # says nothing of the other unit
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 1
+    ledger(tmp_path).charge(other, [ONE])
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 3
+    ledger(tmp_path).released(other)
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 3
+    assert ledger(tmp_path, unit="user").statement().releases == 1
+
+
+@pytest.mark.parametrize("place", [PLACE, {**PLACE, "salt": ""}, {**SALTED, "kind": "statistics"}])
+def test_what_does_not_say_all_that_it_depends_on_always_pays(tmp_path, place):
+    for number in range(1, 4):
+        assert ledger(tmp_path).charge(place, [ONE]).releases == number
+
+
+def test_a_release_of_what_was_never_charged_writes_nothing(tmp_path):
+    ledger(tmp_path).released(SALTED)
+    assert not list(tmp_path.iterdir())
+    ledger(tmp_path).charge(PLACE, [ONE])
+    before = charged_bytes(tmp_path)
+    ledger(tmp_path).released(SALTED)
+    ledger(tmp_path, unit="user").released(PLACE)
+    assert charged_bytes(tmp_path) == before
+
+
+def test_one_charge_pays_for_one_answer_of_two_processes(tmp_path):
+    one, two = ledger(tmp_path), ledger(tmp_path)
+    one.charge(SALTED, [ONE])
+    two.charge(SALTED, [ONE])
+    one.released(SALTED)
+    before = charged_bytes(tmp_path)
+    with pytest.raises(PrivacyError, match="paid for one that left"):
+        two.released(SALTED)
+    assert charged_bytes(tmp_path) == before
+    two.charge(SALTED, [ONE])
+    two.released(SALTED)
+    assert two.statement().releases == 2
+
+
+def test_what_is_over_a_tightened_target_is_not_used_again(tmp_path):
+    ledger(tmp_path).charge(SALTED, [ONE])
+    with pytest.raises(BudgetError):
+        ledger(tmp_path, target=0.5 * epsilon([ONE], 1e-5)).charge(SALTED, [ONE])
+
+
+def test_a_crash_between_a_charge_and_its_head_costs_nothing(tmp_path):
+    ledger(tmp_path).charge(PLACE, [ONE])
+    head = (tmp_path / HEAD).read_bytes()
+    ledger(tmp_path).charge(SALTED, [ONE])
+    after = charged_bytes(tmp_path)
+    (tmp_path / HEAD).write_bytes(head)
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 2
+    assert charged_bytes(tmp_path) == after
+
+
+def test_a_crash_between_a_release_and_its_head_counts_the_release(tmp_path):
+    ledger(tmp_path).charge(SALTED, [ONE])
+    head = (tmp_path / HEAD).read_bytes()
+    ledger(tmp_path).released(SALTED)
+    (tmp_path / HEAD).write_bytes(head)
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 2
+
+
+def test_a_release_that_cannot_be_written_stops_the_answer(tmp_path):
+    ledger(tmp_path).charge(SALTED, [ONE])
+    size = len((tmp_path / LEDGER).read_bytes())
+    told = _limited(size + 40, lambda: ledger(tmp_path).released(SALTED))
+    assert told.startswith("PrivacyError: the line 'released' must be on disk")
+    assert ledger(tmp_path).charge(SALTED, [ONE]).releases == 1
+
+
+@pytest.mark.parametrize("harm", ["cut", "deleted", "other"])
+def test_a_harmed_ledger_releases_nothing(tmp_path, harm):
+    charged(tmp_path)
+    if harm == "cut":
+        _cut(tmp_path)
+    elif harm == "deleted":
+        (tmp_path / LEDGER).unlink()
+    with pytest.raises(PrivacyError):
+        ledger(tmp_path, "c1" if harm == "other" else "c0").released(PLACE)
+
+
+@pytest.mark.parametrize("unit", ["example", "user"])
+def test_a_client_that_promised_can_not_go_on_without(tmp_path, unit):
+    none = NoLedger(tmp_path, unit)
+    none.released(SALTED)
+    assert none.charge(SALTED, [ONE]) == none.statement()
+    assert not list(tmp_path.iterdir())
+    ledger(tmp_path, unit="user" if unit == "example" else "example").charge(SALTED, [ONE])
+    assert none.statement().epsilon == 0.0  # the other unit's promise is kept as it was
+    ledger(tmp_path, unit=unit).charge(SALTED, [ONE])
+    for use in (none.statement, lambda: none.charge(SALTED, [])):
+        with pytest.raises(PrivacyError, match=f"holds a promise of privacy for each {unit}"):
+            use()
+    _edited(tmp_path)
+    with pytest.raises(PrivacyError, match="must be whole"):
+        none.statement()
 
 
 def test_a_target_that_is_met_exactly_is_kept(tmp_path):
@@ -329,7 +488,7 @@ def _limited(size, act):
 def test_a_full_disk_charges_nothing(tmp_path):
     content, _ = charged(tmp_path)
     told = _limited(len(content) + 40, lambda: ledger(tmp_path).charge(PLACE, [ONE]))
-    assert told.startswith("PrivacyError: the charge must be on disk")
+    assert told.startswith("PrivacyError: the line 'charge' must be on disk")
     assert ledger(tmp_path).statement().releases == 3
     assert ledger(tmp_path).charge(PLACE, [ONE]).releases == 4
 

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perennial.core.errors import RunError
 from perennial.core.sums import Chance, Figures, Pact, Party
 from perennial.privacy import plain
 
@@ -29,6 +31,13 @@ def total_of(rows, weights):
 def test_two_clients_by_hand():
     rows = np.array([[1.0, -2.0, 0.5], [3.0, 0.0, -0.25]], np.float32)
     assert total_of(rows, [2.0, 4.0]).tolist() == [14.0, -4.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 2**40])
+def test_an_update_of_another_size_never_leaves_a_client(size):
+    chance, row = Chance(np.random.default_rng(0)), np.ones(2, np.float32)
+    with pytest.raises(RunError, match=f"update's 2 values; the server says {size}"):
+        sums.seal(row, Figures(1.0), pact(size), b"", Party(1, Path()), chance)
 
 
 def test_the_body_is_little_endian_float32():

@@ -156,6 +156,16 @@ def test_the_ledger_says_what_it_was_charged(privatizer, tmp_path):
         assert privatizer.ledger(tmp_path, "7").statement().epsilon == said.epsilon
 
 
+def test_a_release_adds_nothing_to_what_is_spent(privatizer, tmp_path):
+    place = {"run": "r", "kind": "train", "domain": 0, "round": 0, "salt": "0123456789abcdef"}
+    ledger, spends = privatizer.ledger(tmp_path, "7"), privatizer.spends(one_cohort(10), 1)
+    said = ledger.charge(place, spends)
+    assert ledger.charge(place, spends) == said  # nothing left: it is used again
+    ledger.released(place)
+    assert ledger.statement() == said
+    assert (ledger.charge(place, spends).epsilon > said.epsilon) == bool(privatizer.unit)
+
+
 @pytest.fixture
 def clear(named):
     if named[0] not in CLEAR:

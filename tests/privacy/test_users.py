@@ -32,7 +32,7 @@ CLIP = 127 * UNIT
 SIZE, CLIENTS = 10_000, 10
 # Worth 2540 levels.
 NOISE = Noise(20 * CLIP, 1.0, CLIENTS)
-SCALED = {"clip": CLIP, "bits": 8, "capacity": 16, "neighbours": 4}
+SCALED = {"clip": CLIP, "bits": 8, "capacity": 16}
 
 
 class Cohort:
@@ -118,7 +118,7 @@ def is_planned(noise, variance):
         ("bfv", (), {}),
         ("bfv", (3, 8), {}),
         ("bfv", (3, 8), {"bits": 12, "clip": 2047 * UNIT}),
-        ("bfv", (0,), {"keys": "public", "masks": False, "neighbours": 0}),
+        ("bfv", (0,), {"keys": "public", "masks": False}),
         ("masks", (), {}),
         ("masks", (), {"bits": 16, "clip": 32767 * UNIT, "capacity": 64}),
     ],
@@ -144,8 +144,8 @@ def test_the_noise_of_an_opened_sum_has_the_planned_variance(name, gone, options
 
 
 def test_fewer_clients_than_were_planned_have_as_much_less_noise(cohort):
-    # Masks alone cannot lose a client: the round is asked again of those who answered.
-    world = cohort("masks")
+    # With masks each client sees that there are fewer, and sends nothing.
+    world = cohort("bfv", masks=False)
     levels = levels_of(2, 8)
     noise = world.total(updates(levels)).total / UNIT - levels.sum(axis=0)
     assert is_planned(noise, 0.8 * 2540.0**2)
@@ -269,6 +269,32 @@ def test_without_its_secret_a_client_sends_nothing_and_spends_no_mask(secret, co
     with pytest.raises(PrivacyError, match="32 secret bytes"):
         world.sums.seal(np.zeros(SIZE, np.float32), Figures(1.0), pact, note, party, chance)
     assert not (party.folder / "pairs" / "session.json").exists()
+
+
+@pytest.mark.parametrize("name", ["bfv", "masks"])
+def test_a_server_that_pairs_fewer_clients_than_the_noise_counts_on_gets_nothing(name, cohort):
+    world = cohort(name)
+    pact = world.pact()
+    few = {node: world.cards[node] for node in range(CLIENTS - 1)}
+    notes = world.sums.pair(pact, few)
+    with pytest.raises(PrivacyError, match=r"noise from 10 clients, and this node sees 9"):
+        world.seal(0, np.zeros(SIZE, np.float32), pact, notes)
+    notes = world.sums.pair(pact, world.cards)
+    assert world.seal(0, np.zeros(SIZE, np.float32), pact, notes)
+
+
+@pytest.mark.parametrize("build", [bfv.build, masks.build])
+def test_neighbours_are_as_many_as_the_noise_needs(build, tmp_path):
+    noise = replace(NOISE, clients=1000)
+    large = {**SCALED, "capacity": 1024, "min_clients": 1000, "clip": CLIP}
+    with pytest.raises(ConfigError, match=r"\[secure_sum.neighbours\] must be 0, or 999 or more"):
+        build(**large, neighbours=2, noise=noise)
+    assert build(**large, neighbours=2, noise=replace(noise, multiplier=0.0)).pairwise
+    assert "masks with all 999 others" in build(**large, noise=noise).describe(1000)
+    pins = tmp_path / "identities"
+    pins.write_text("\n".join(f"{i:064x}" for i in range(1000)))
+    with pytest.raises(ConfigError, match="must be 0, or 999 or more"):  # pins pair nobody
+        build(**large, neighbours=2, identities=str(pins), noise=noise)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -23,7 +23,8 @@ MEDIAN = plugins.load("strategies", "median", {}, Strategy)
 
 def sealed(delta):
     party = Party(1, Path())
-    return PLAIN.seal(delta, Figures(1.0), PACT, b"", party, Chance(np.random.default_rng(0)))
+    pact = replace(PACT, size=delta.size)
+    return PLAIN.seal(delta, Figures(1.0), pact, b"", party, Chance(np.random.default_rng(0)))
 
 
 def mean_of(tally):
