@@ -125,7 +125,7 @@ class Site:
         """Number of values that travel up, by this client's own manifest."""
         manifest = self.model.manifest
         if not training:
-            return self.continual.size(manifest)
+            return int(self.continual.size(manifest))
         return manifest.only(self.strategy.trainable(manifest, task.ticket.round)).size
 
     def _update(

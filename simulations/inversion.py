@@ -166,8 +166,7 @@ class _Attack:
 
     def _step(self, privatizer: Privatizer, index: int) -> Vector:
         # Poisson sampling might leave the record out: the attacker is given that it was in.
-        once = {"batches": lambda *_: iter([_one(0)]), "steps": lambda epochs: 1}
-        certain = replace(privatizer, **once)
+        certain = replace(privatizer, batches=lambda *_: iter([_one(0)]), steps=lambda epochs: 1)
         table = self._trial.config.train.model_copy(update=_STEP)
         return self._trial.trained(_Single(self.encoded, index), certain, table)
 
