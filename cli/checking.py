@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core import check
+from ..core.config import Config
 
 
 def describe(text: str) -> str:
@@ -39,8 +40,23 @@ def describe(text: str) -> str:
             f"  model     {config.model.name}; strategy {config.strategy.name}; "
             f"privacy {config.privacy.name}; continual {config.continual.name}",
             f"  updates   {check.build(config, 'secure_sum').describe(cohort)}",
+            *_promises(config),
         ]
     )
+
+
+def _promises(config: Config) -> list[str]:
+    """A line per unit that is promised something; one line where nothing is."""
+    found = []
+    for table, noun in (("privacy", "record"), ("user_privacy", "client")):
+        part = check.build(config, table)
+        if part.unit:
+            said = part.terms
+            found.append(
+                f"  promise   epsilon {said['epsilon']:g} at delta {said['delta']:g} for each "
+                f"{noun}; noise {said['noise_multiplier']:g} times the clip {said['clip']:g}"
+            )
+    return found or ["  promise   none: nothing bounds what updates tell of a record or a client"]
 
 
 def _held(counts: list[int]) -> str:

@@ -265,12 +265,12 @@ def _show(unit: Mapping[str, Any], console: Console) -> None:
     say("")
     say(f"per {unit['unit']} ({unit['plug_in']}): {unit['schedule']}")
     epsilon = unit["epsilon"]
-    beside = [f"RDP {epsilon['rdp']:.3f}"]
+    beside = [f"by the older, looser RDP {epsilon['rdp']:.3f}"]
     if epsilon["prv"] is not None:
-        beside.append(f"PRV {epsilon['prv']:.3f}")
+        beside.insert(0, f"by PRV {epsilon['prv']:.3f}")
     needed = f"{unit['noise_needed']:g}" if unit["noise_needed"] else "more than is of use"
     say(f"  noise    {unit['noise_multiplier']:g} times the clip; needed: {needed}")
-    say(f"  epsilon  {epsilon['accounted']:.3f} of {unit['target']:g} ({', '.join(beside)})")
+    say(f"  epsilon  {epsilon['accounted']:.3f} of {unit['target']:g}; {', '.join(beside)}")
     say("epsilon of the first cohort, which pays most")
     table = _columns(("after update", "right"), ("epsilon", "right"))
     for row in unit["after"]:

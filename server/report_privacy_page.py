@@ -137,10 +137,10 @@ def _chance(delta: float | None) -> str:
 def _fit(unit: Unit) -> str:
     if unit["left"] is None:
         return f"{DASH}, said at the end of a domain"
-    words = f"{unit['left']:,}, like the last, for the client with the fewest"
+    words = f"{unit['left']:,}, for the client with the fewest"
     if unit["unit"] != EXAMPLE:
         return words
-    return f"{words}; on records that were in this one, for new ones begin at 0"
+    return f"{words}, on the same records; new records begin with the whole budget"
 
 
 def _settings(unit: Unit) -> Iterator[tuple[str, str]]:

@@ -20,8 +20,8 @@ def verdict(result: Mapping[str, Any]) -> str:
     worst = max(bounds)
     if result["claimed"] is None:
         return (
-            "Nothing is promised: this config trains without privacy for single records, and one "
-            f"training gave away an epsilon of {worst:.2f} or more."
+            "Nothing is promised for single records, and one training gave away an epsilon of "
+            f"{worst:.2f} or more of each. A promise for clients ([user_privacy]) is not audited."
         )
     if result["pass"]:
         return (
@@ -48,7 +48,7 @@ def page(result: Mapping[str, Any]) -> str:
         _bounds(result),
         _drill(result),
         f"<footer>{escape(result['when'])}, {result['seconds']:.0f} s"
-        f"{', quick' if result['quick'] else ''}</footer>",
+        f"{', quick: fewer canaries, a weaker test' if result['quick'] else ''}</footer>",
         "</main>\n</body>\n</html>\n",
     ]
     return "\n".join(part for part in parts if part)

@@ -158,7 +158,7 @@ def test_the_page_says_what_is_promised_and_escapes_it():
         "What is promised for each record", "What is promised for each client",
         "What was spent for each record", "What is outside the guarantee", "ledger.jsonl",
         "54.6-fold", "1e-05, once in 100,000", "98.2 % of the time", "Taken alone that bound",
-        "4 , the largest of 2 clients", "4, like the last, for the client with the fewest",
+        "4 , the largest of 2 clients", "4, for the client with the fewest",
         "at least 2.25 times the sensitivity, in 4 sums of 2 to 3 clients; at least 2 are",
         "every client, its share inside its sealed update", "nobody",
         "4 and 1", "of 8 for each record, of 4 for each client", "Not audited",
