@@ -3,6 +3,8 @@
 import pytest
 from planted import BUGS, CAUGHT, caught, planted
 
+pytestmark = pytest.mark.integration  # a bug is a round or two, and there are dozens
+
 
 def marked(bugs):
     return [

@@ -15,6 +15,8 @@ from perennial.privacy.accounting import epsilon_of
 from perennial.simulations.audit import CLAIM, Sizes, promising, run_audit
 from perennial.simulations.trial import open_trial
 
+pytestmark = pytest.mark.integration  # trainings of their own
+
 TEXT = """
 [data]
 name = "sample"

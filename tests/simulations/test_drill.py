@@ -10,6 +10,8 @@ from perennial.simulations import views
 from perennial.simulations.drill import drill
 from perennial.simulations.trial import open_trial
 
+pytestmark = pytest.mark.integration  # trainings of their own
+
 TEXT = """
 [data]
 name = "sample"
