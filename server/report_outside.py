@@ -113,6 +113,11 @@ def _of_answers(units: Mapping[str, Any]) -> Iterator[Limit]:
     )
     if EXAMPLE not in units:
         return
+    yield Limit(
+        "That a round failed",
+        "A client whose training fails (a loss that is not finite, say) answers with the kind of "
+        "its error: that it failed may depend on one record, and no epsilon is for it.",
+    )
     rate = units[EXAMPLE]["sample_rate"]
     at = "" if rate is None else f" of {rate:g}"
     yield Limit(
