@@ -132,8 +132,14 @@ class Promise:
         return (Spend(1.0, multiplier, 1, USER_COHORT, "skellam"),)
 
     def spent(self, store: ClientStore) -> dict[str, float]:
-        """Epsilon spent so far, per unit, as numbers that may leave the client."""
-        return {f"epsilon.{s.unit}": s.epsilon for s in self._statements(store, (), ())}
+        """Epsilon spent and charges so far, per unit, as numbers that may leave the client.
+
+        A server that hears of fewer charges than before knows that a ledger was put back.
+        """
+        numbers: dict[str, float] = {}
+        for s in self._statements(store, (), ()):
+            numbers |= {f"epsilon.{s.unit}": s.epsilon, f"releases.{s.unit}": float(s.releases)}
+        return numbers
 
     def left(
         self, store: ClientStore, strata: Strata, epochs: int, rounds: int, size: int

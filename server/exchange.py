@@ -320,6 +320,7 @@ def _told(log: EventLog, place_: dict[str, int], verdict: Verdict) -> None:
         loss=_or_none(verdict.loss),
         seconds=_or_none(verdict.seconds),
         epsilon=_by_unit(verdict).get("epsilon", {}),
+        releases=_by_unit(verdict).get("releases", {}),
     )
 
 

@@ -115,7 +115,7 @@ def _of_answers(units: Mapping[str, Any]) -> Iterator[Limit]:
         return
     yield Limit(
         "That a round failed",
-        "A client whose training fails (a loss that is not finite, say) answers with the kind of "
+        "A client whose training fails (a number that is not finite, say) answers with the kind of "
         "its error: that it failed may depend on one record, and no epsilon is for it.",
     )
     rate = units[EXAMPLE]["sample_rate"]

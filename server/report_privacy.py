@@ -160,8 +160,10 @@ def _unit_breaches(unit: Mapping[str, Any]) -> Iterator[str]:
     less = [str(client["node"]) for client in unit["clients"] if client["less"]]
     if less:
         yield (
-            f"Said to have spent less for each {name} than before, which a ledger never does: "
-            f"nodes {', '.join(less[:5])}. The largest that each said is counted."
+            f"Said to have spent less for each {name}, or to have been charged less often, than "
+            f"before, which a ledger never does: nodes {', '.join(less[:5])}. An older copy may "
+            "have been put back: what was spent since is forgotten there. The largest that each "
+            "said is counted."
         )
 
 
@@ -241,8 +243,20 @@ def _client(node: int, unit: str, events: Sequence[Event]) -> dict[str, Any]:
         "releases": _latest(events, "releases", unit),
         "unheard": sum(event["event"] == "reply" for event in events[last + 1 :]),
         "refused": sum(str(event.get("cause", "")).endswith(_REFUSALS) for event in events),
-        "less": any(after < before * (1.0 - _LESS) for before, after in pairwise(values)),
+        "less": any(after < before * (1.0 - _LESS) for before, after in pairwise(values))
+        or _rewound(events, unit),
     }
+
+
+def _rewound(events: Sequence[Event], unit: str) -> bool:
+    """Whether a later round came with no more charges than an earlier one: a ledger put back."""
+    counts: dict[tuple[Any, Any], float] = {}
+    for event in events:
+        charges = _said(event, "releases", unit)
+        if event["event"] == "reply" and charges is not None:
+            counts.setdefault((event["domain"], event["round"]), charges)
+    said = [charges for _, charges in sorted(counts.items())]
+    return any(after <= before for before, after in pairwise(said))
 
 
 def _latest(events: Sequence[Event], word: str, unit: str) -> int | None:

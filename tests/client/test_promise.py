@@ -69,7 +69,7 @@ def test_a_round_is_charged_and_says_so(site, tmp_path):
     params = start(site, task)
     body, metrics = answered(site, mine, task, params, NOTHING)
     assert len(charges(mine)) == 1
-    assert set(metrics) == {"weight", "epsilon.example"}
+    assert set(metrics) == {"weight", "epsilon.example", "releases.example"}
     assert metrics["weight"] == 1.0
     assert 0.0 < metrics["epsilon.example"] < 3.0
     assert delta(site, body, task).all(), "noise moves every value"
@@ -255,7 +255,7 @@ def test_a_user_keeps_the_clip_and_counts_as_one(tmp_path):
     site = made(TEXT + CENTRAL)
     task, mine = task_of(site), client(site, tmp_path)
     body, metrics = answered(site, mine, task, start(site, task), NOTHING)
-    assert set(metrics) == {"weight", "epsilon.user"}
+    assert set(metrics) == {"weight", "epsilon.user", "releases.user"}
     assert metrics["weight"] == 1.0
     assert np.linalg.norm(delta(site, body, task).astype(float)) <= 0.01
     assert len(charges(mine)) == 1
@@ -265,7 +265,8 @@ def test_both_units_have_accounts_of_their_own(tmp_path):
     site = made(TEXT + EXAMPLE + CENTRAL)
     task, mine = task_of(site), client(site, tmp_path)
     _, metrics = answered(site, mine, task, start(site, task), NOTHING)
-    assert set(metrics) == {"weight", "epsilon.user", "epsilon.example"}
+    units = {f"{word}.{unit}" for word in ("epsilon", "releases") for unit in ("user", "example")}
+    assert set(metrics) == {"weight", *units}
     assert {entry["unit"] for entry in charges(mine)} == {"user", "example"}
 
 

@@ -444,3 +444,18 @@ def test_the_newest_audit_of_that_name_beside_the_run_is_shown(tmp_path):
     (tmp_path / "audit-other-9").mkdir()
     (tmp_path / "audit-other-9" / "audit.json").write_text("{}")
     assert write_report(run)["audit"]["claimed"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("counts", "rewound"),
+    [((1, 2, 3, 4), False), ((5, 6, 9, 10), False), ((1, 2, 2, 3), True), ((7, 8, 3, 4), True)],
+)
+def test_a_ledger_that_was_put_back_is_noticed_by_its_charges(counts, rewound):
+    log, left = private_log(("example",)), iter(counts)
+    for event in log:
+        if event["event"] == "reply" and event["node"] == 1:
+            event["releases"] = {"example": next(left)}
+            # The same epsilon as before the copy, so that charges alone tell.
+            event["epsilon"] = {"example": 1.0}
+    lines = breaches(summarise(log)["privacy"])
+    assert any("An older copy may have been put back" in line for line in lines) == rewound
