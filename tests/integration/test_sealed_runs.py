@@ -256,10 +256,10 @@ def test_no_byte_that_leaves_a_client_holds_an_update_a_key_or_a_label(tmp_path,
         sent.append((index, reply.metadata.message_type, compat.to_bytes(reply)))
         return befall(fault, request, reply, seed, index)
 
-    def remember(self, ticket, salt, kept):
+    def remember(self, ticket, salt, kept, **more):
         if kept.delta.size:
             deltas.append(np.array(kept.delta))
-        return kept_of(self, ticket, salt, kept)
+        return kept_of(self, ticket, salt, kept, **more)
 
     from perennial.client.store import ClientStore
 
