@@ -11,8 +11,8 @@ from typing import Any
 
 from ..core import check
 from ..core.config import Config
-from ..core.errors import DataError, RunError
 from ..core.files import write_atomically
+from .folders import fresh
 
 
 def audit(text: str, *, quick: bool, json: bool) -> bool:
@@ -27,7 +27,7 @@ def audit(text: str, *, quick: bool, json: bool) -> bool:
         PerennialError: config, data or model are at fault, or a guard refused a step.
     """
     config = check.read(text)
-    folder = _new_folder(config)
+    folder = fresh(config, "audit-")
     try:
         result = run(config, quick=quick)
     except BaseException:
@@ -78,21 +78,6 @@ def write_result(folder: Path, text: str, result: Mapping[str, Any]) -> None:
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def _new_folder(config: Config) -> Path:
-    home = Path(config.run.folder).expanduser()
-    stem = f"audit-{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in range(1000):
-        folder = home / (f"{stem}-{number}" if number else stem)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise DataError(f"[run.folder] {home} must be a folder to write to: {error}") from error
-        return folder
-    raise RunError(f"{home} holds a thousand audits of this second")
 
 
 def _show(result: Mapping[str, Any], folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..core.errors import DataError, RunError, StoppedError
 from ..core.files import write_atomically
 from ..core.log import logged
 from .display import Display, Mode
+from .folders import fresh
 from .runs import find
 
 
@@ -66,20 +66,9 @@ def _config_of(folder: Path) -> str:
 
 
 def _new_folder(text: str) -> Path:
-    table = check.read(text).run
-    home = Path(table.folder).expanduser()
-    stem = f"{table.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in range(1000):
-        folder = home / (f"{stem}-{number}" if number else stem)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise DataError(f"[run.folder] {home} must be a folder to write to: {error}") from error
-        write_atomically(folder / "config.toml", text)
-        return folder
-    raise RunError(f"{home} holds a thousand runs of this second")
+    folder = fresh(check.read(text))
+    write_atomically(folder / "config.toml", text)
+    return folder
 
 
 def _begun(folder: Path) -> bool:

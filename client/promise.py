@@ -5,7 +5,7 @@ Nothing here depends on what the records are, so that all of it may leave the cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..core.config import Config
 from ..core.errors import PrivacyError
 from ..core.parts import Privatizer, SecureSum, Strata, UserPrivatizer
 from ..core.private import Statement
-from ..core.values import Records, Spend, Ticket
+from ..core.values import Records, Spend, Ticket, Vector
 from .cohorts import Cohorts
 from .parties import Own
 from .store import ClientStore
@@ -242,6 +242,24 @@ def once(records: Records) -> Records:
     for place, id_ in enumerate(records.ids):
         first.setdefault(id_, place)
     return records if len(first) == len(records) else records.take(list(first.values()))
+
+
+def one_row_each(rows: Iterable[Vector], records: Records) -> Iterator[Vector]:
+    """`rows` as they come, [b, m] at a time.
+
+    Raises:
+        PrivacyError: there are more rows than records, or a record stands twice: noise for one
+            clipped row would not hide it.
+    """
+    left = len(set(records.ids))
+    for block in rows:
+        left -= len(block)
+        if left < 0 or len(records) != len(set(records.ids)):
+            raise PrivacyError(
+                f"a noisy sum takes one row for each of {len(set(records.ids))} records, each "
+                "once; it was given more. Nothing of it leaves the client."
+            )
+        yield block
 
 
 def _times(spends: Sequence[Spend], rounds: int) -> list[Spend]:

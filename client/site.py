@@ -28,7 +28,7 @@ from ..models.place import place
 from .answers import Question, answer
 from .parties import NOTHING_OWN, Client, Own, Sealing
 from .promise import make as make_promise
-from .promise import once
+from .promise import once, one_row_each
 from .shards import Shards
 from .store import ClientStore
 from .train import Forces, Schedule, train
@@ -259,7 +259,7 @@ class Site:
         strata = self.promise.strata(client.store, records, task.domain.name, shard)
         self.promise.charge_statistics(client.store, task.ticket, strata)
         self._sums += 1
-        return self.promise.example.summed(rows, clip)
+        return self.promise.example.summed(one_row_each(rows, records), clip)
 
     def _answers(self, task: Task) -> list[int]:
         # Among one answer there is nothing to tell apart: the loss would be 0 for ever.

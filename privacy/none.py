@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, PrivacyError
-from ..core.parts import Privatizer, Session, Strata
+from ..core.parts import Privatizer, Session, Strata, added
 from ..core.private import EXAMPLE, LEDGER, Batches, Statement
-from ..core.values import Spend, Vector
+from ..core.values import Records, Spend
 from .audit_log import entries_of
 
 
@@ -32,7 +32,7 @@ def build() -> Privatizer:
         session=_session,
         steps=lambda epochs: 0,
         spends=lambda strata, epochs: (),
-        summed=_summed,
+        summed=lambda rows, clip: added(rows, Records(), clip),
         sum_spends=lambda strata: (),
         ledger=lambda folder, client: NoLedger(folder, EXAMPLE),
     )
@@ -67,11 +67,6 @@ class _Clear:
 
     def stepped(self) -> None:
         return None
-
-
-def _summed(rows: Iterable[Vector], clip: float) -> Vector:
-    sums = [block.sum(0, dtype=np.float64) for block in rows]
-    return np.sum(sums, 0).astype(np.float32) if sums else np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

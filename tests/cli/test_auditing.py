@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from perennial.cli import auditing
 from perennial.cli.main import app
 from perennial.privacy import guards, steps
 from perennial.server.drill_charts import drill_picture, panels, standalone
@@ -192,10 +191,11 @@ def test_no_promise_is_no_failure(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
+    from perennial.cli import folders
     from perennial.core import check
     from perennial.core.errors import DataError
 
     (tmp_path / "runs").write_text("a file")
     config = check.read(TEXT.replace("[run]", f'[run]\nfolder = "{tmp_path / "runs"}"'))
     with pytest.raises(DataError, match="folder to write to"):
-        auditing._new_folder(config)
+        folders.fresh(config, "audit-")

@@ -9,7 +9,7 @@ import torch
 from asking import NOTHING, answered, client, delta, pact_of, sealing_of, start, task_of
 
 from perennial.client.parties import Own
-from perennial.client.promise import once, strata_of
+from perennial.client.promise import once, one_row_each, strata_of
 from perennial.client.site import Site
 from perennial.core.errors import BudgetError, PrivacyError, RunError
 from perennial.core.private import LEDGER
@@ -351,3 +351,12 @@ def test_no_record_is_drawn_twice_in_a_step():
     again = once(own + records(("x", "old"), ("a", "old")))
     assert again.ids == ("a", "b", "x")
     assert again.domains == ("new", "new", "old")
+
+
+def test_a_noisy_sum_takes_one_row_for_each_record():
+    two, row = records(("a", "x"), ("b", "x")), np.ones((1, 3), np.float32)
+    assert len(list(one_row_each([row, row], two))) == 2
+    with pytest.raises(PrivacyError, match="one row for each of 2 records"):
+        list(one_row_each([row, row, row], two))
+    with pytest.raises(PrivacyError, match="each once"):
+        list(one_row_each([row], two + two))
