@@ -134,13 +134,12 @@ def _ledger(folder: Path, schedule: Schedule, noise: float) -> dict[str, Any]:
 
     client, rate = client_of(folder), schedule.replay_rate
     steps = schedule.rounds * schedule.steps
-    update = [Spend(schedule.sample_rate, noise, steps, "new", schedule.mechanism)]
-    if rate:
-        update.append(Spend(rate, noise, steps, "replayed", schedule.mechanism))
-    if schedule.sums:
-        update += [
-            Spend(1.0, noise, schedule.sums, spend.cohort, spend.mechanism) for spend in update
-        ]
+    mechanism, sums = schedule.mechanism, schedule.sums
+    update = [Spend(schedule.sample_rate, noise, steps, "new", mechanism)] if steps else []
+    if rate and steps:
+        update.append(Spend(rate, noise, steps, "replayed", mechanism))
+    if sums:
+        update.append(Spend(1.0, noise, sums, "new", mechanism))
     account = open_ledger(
         folder, client, unit=schedule.unit, epsilon=schedule.target, delta=schedule.delta
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import check, plugins
 from ..core.config import Config, parse
 from ..core.errors import ConfigError, DataError, Fault
+from ..core.parts import Continual
 from ..core.private import EXAMPLE, USER
 from ..core.values import Manifest
 from .overrides import override
@@ -117,19 +118,19 @@ def schedule_of(config: Config, table: str, domains: int | None = None) -> Sched
     from ..privacy.plan import Schedule
 
     options = getattr(config, table).options
-    example, remembers = table == "privacy", config.continual.name != "none"
+    example, continual = table == "privacy", _continual(config)
     rate = float(options["sample_rate"]) if example else 1.0
-    replay = (float(options.get("replay_rate", 0.0)) or rate) if remembers else 0.0
+    replay = (float(options.get("replay_rate", 0.0)) or rate) if continual.replays else 0.0
     return Schedule(
         unit=EXAMPLE if example else USER,
         target=float(options["epsilon"]),
         delta=float(options["delta"]),
         updates=int(options.get("updates", 0)) or domains or domains_of(config),
-        rounds=config.round.rounds,
+        rounds=config.round.rounds + continual.rounds,
         epochs=config.train.epochs if example else 1,
         sample_rate=rate,
         replay_rate=replay if example else 1.0,
-        sums=int(_has_sums(config)),
+        sums=continual.sums if example else _has_sums(continual),
         mechanism=PLANNED[table][getattr(config, table).name],
     )
 
@@ -245,12 +246,19 @@ def _enough(text: str, table: str, noise: float) -> float:
     return asked
 
 
-def _has_sums(config: Config) -> bool:
-    """Whether the continual method sums statistics of records at the end of a domain."""
-    if config.continual.name == "none":
-        return False
-    continual = check.build(config, "continual")
-    return bool(continual.size(Manifest(("layer.lora_B", "head"), ((2, 2), (2, 2)))))
+def _continual(config: Config) -> Continual:
+    """The continual method, as far as planning needs it; faults of it are named elsewhere."""
+    try:
+        method: Continual = check.build(config, "continual")
+    except ConfigError:
+        return Continual(start=lambda phase: ())
+    return method
+
+
+def _has_sums(continual: Continual) -> int:
+    """Whether clients release a sum at the end of a domain: 0 or 1."""
+    names = ("layer.0.query.lora_A", "layer.0.query.lora_B", "head.weight", "head.bias")
+    return int(continual.size(Manifest(names, ((2, 2), (2, 2), (2, 2), (2,)))) > 0)
 
 
 def _tree(text: str) -> Mapping[str, Any]:

@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..core.config import Config
+from ..core.errors import RunError
 from ..core.parts import SecureSum
 from ..core.seeds import derive, generator
 from ..core.sums import Chance, Figures
-from ..core.values import Ticket, Update
+from ..core.values import Ticket, Update, Vector
+from ..core.wire import PEAKS, peak_of
 from .parties import Client, Sealing
 from .promise import Promise
 from .store import Kept
@@ -29,11 +33,13 @@ class Question:
         ticket: the round.
         salt: hash of all that the answer depends on.
         sealing: what the answer is sealed to.
+        unit: what counts as 1 in the sum; 0 for values as they are.
     """
 
     ticket: Ticket
     salt: str
     sealing: Sealing
+    unit: float = 0.0
 
 
 def answer(
@@ -69,6 +75,47 @@ def answer(
     stored = replace(kept, body=b"") if sums.single_updates else kept
     client.store.remember(ticket, salt, stored, sync=promise.holds)
     return kept.body, dict(kept.metrics)
+
+
+def peak(
+    question: Question,
+    client: Client,
+    config: Config,
+    sums: SecureSum,
+    work: Callable[[], Update],
+    promise: Promise,
+) -> bytes:
+    """In which half octave the largest value of an answer lies, sealed.
+
+    The answer itself is computed and kept for the question that follows.
+
+    Args:
+        question: the one that follows, sealed to the sum of this one.
+        client: as of `answer`.
+        config: as of `answer`.
+        sums: seals.
+        work: as of `answer`.
+        promise: as of `answer`.
+    """
+    kept = client.store.recall(question.ticket, question.salt)
+    if kept is None:
+        kept = _worked(promise, work)
+        client.store.remember(question.ticket, question.salt, kept, sync=promise.holds)
+    if not np.isfinite(kept.delta).all():
+        raise RunError(
+            "what is learnt at the end of a domain must be finite; it is not. Nothing leaves the "
+            "client. Lower [train] lr, or look at its records."
+        )
+    place = peak_of(float(np.abs(kept.delta).max(initial=0.0)))
+    marked = np.zeros(PEAKS, np.float32)
+    if place is not None and kept.weight:
+        marked[place] = sums.scale(0.0, 1.0)
+    # Rounding draws nothing: the mark is a whole number of the largest value that is sent.
+    chance = Chance(generator(0, "peak", question.ticket.domain), kept.secret)
+    party, pact = question.sealing.party, question.sealing.pact
+    return sums.seal(
+        marked, Figures(min(kept.weight, 1.0)), pact, question.sealing.note, party, chance
+    )
 
 
 def _worked(promise: Promise, work: Callable[[], Update]) -> Kept:
@@ -107,7 +154,7 @@ def _sealed(
     started = time.perf_counter()
     seed = derive(config.run.seed, "client", client.index, "domain", ticket.domain)
     body = sums.seal(
-        kept.delta,
+        _in_units(kept.delta, question.unit, sums),
         figures,
         sealing.pact,
         sealing.note,
@@ -117,6 +164,11 @@ def _sealed(
     if not sums.single_updates and not promise.holds:
         metrics["seal_seconds"] = time.perf_counter() - started
     return replace(kept, metrics=metrics, session=sealing.pact.session, body=body)
+
+
+def _in_units(delta: Vector, unit: float, sums: SecureSum) -> Vector:
+    """`delta` such that `unit` becomes the largest value that is ever sent."""
+    return delta if not unit else delta * np.float32(sums.scale(0.0, 1.0) / unit)
 
 
 def _largest_weight(config: Config) -> float:

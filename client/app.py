@@ -50,6 +50,12 @@ def finish(message: Message, context: Context) -> Message:
     return _answer(message, context, "finish", _finish)
 
 
+@app.train("peak")
+def peak(message: Message, context: Context) -> Message:
+    """How large the largest value is that `finish` will add up."""
+    return _answer(message, context, "peak", _peak)
+
+
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Scores of the client's own test shard."""
@@ -124,6 +130,13 @@ def _finish(
     return _sealed(task, *site.finish(client, task, *_vectors(message), sealing))
 
 
+def _peak(
+    site: Site, client: Client, task: wire.Task, message: Message, context: Context
+) -> RecordDict:
+    sealing = _sealing(site, client, task, message, context)
+    return _sealed(task, *site.peak(client, task, *_vectors(message), sealing))
+
+
 def _join(
     site: Site, client: Client, task: wire.Task, message: Message, context: Context
 ) -> RecordDict:
@@ -139,7 +152,8 @@ def _reveal(
 def _evaluate(
     site: Site, client: Client, task: wire.Task, message: Message, context: Context
 ) -> RecordDict:
-    metrics = site.evaluate(client, task, _vectors(message)[0])
+    params, head = _vectors(message, wire.HEAD)
+    metrics = site.evaluate(client, task, params, head)
     return RecordDict({wire.TASK: _ticket(task), wire.METRICS: MetricRecord(dict(metrics))})
 
 
@@ -234,9 +248,9 @@ def _arrays(message: Message) -> ArrayRecord:
     return arrays
 
 
-def _vectors(message: Message) -> tuple[Vector, Vector]:
+def _vectors(message: Message, beside: str = wire.SUMMARY) -> tuple[Vector, Vector]:
     arrays, found = _arrays(message), []
-    for name in (wire.PARAMS, wire.SUMMARY):
+    for name in (wire.PARAMS, beside):
         array = arrays.get(name)
         if array is None or array.stype != wire.FLOAT32 or len(array.data) % 4:
             raise RunError(f"array {name!r} must come as {wire.FLOAT32}; it does not")

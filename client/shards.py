@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from ..core.config import Config
-from ..core.parts import Encoded, Model, Score
+from ..core.parts import Answer, EncodedRecords, Model, Score
 from ..core.values import Records
 from ..data.deals import deal_of
 from ..data.stream import Stream
@@ -21,8 +25,8 @@ class Shards:
     def __init__(self, config: Config, model: Model, stream: Stream) -> None:
         self._config, self._model, self._stream = config, model, stream
         self._deals: dict[tuple[str, str], tuple[Records, ...]] = {}
-        self._encoded: dict[tuple[int, str, str], Encoded] = {}
-        self._encoded_ids: dict[int, tuple[str, ...]] = {}
+        self._encoded: dict[tuple[int, str, str], EncodedRecords] = {}
+        self._encoded_ids: dict[tuple[int, str, str], tuple[str, ...]] = {}
         self._learning: tuple[str, int] = ("", -1)
 
     def of(self, client: int, domain: str, split: str) -> Records:
@@ -37,20 +41,37 @@ class Shards:
             self._deals[key] = deal_of(self._stream, table, seed, *key)
         return self._deals[key][client]
 
-    def encoded(self, client: int, domain: str, index: int, records: Records) -> Encoded:
-        """`records` for training on `domain`, the run's `index`-th.
+    def encoded(
+        self, client: int, domain: str, index: int, records: Records, fresh: Sequence[bool]
+    ) -> EncodedRecords:
+        """`records` for training on `domain`, the run's `index`-th, the fresh ones first.
 
-        Only the current domain's records stay encoded: old ones come back as replay.
+        Only the current domain's records stay encoded: old ones come back as replay. The two are
+        encoded apart, because a continual method may replay others in each round.
         """
         if (domain, index) != self._learning:
-            self._encoded = {k: v for k, v in self._encoded.items() if k[2] != "train"}
+            self._encoded = {k: v for k, v in self._encoded.items() if k[2] == "test"}
             self._learning = (domain, index)
-        key = (client, domain, "train")
-        # A continual method may swap records between rounds; the ids tell.
-        if key not in self._encoded or self._encoded_ids.get(client) != records.ids:
+        chosen = np.asarray(fresh, bool)
+        parts = [
+            self._part(client, domain, split, records.take(np.flatnonzero(mine)))
+            for split, mine in (("fresh", chosen), ("replayed", ~chosen))
+            if mine.any() or split == "fresh"
+        ]
+        return parts[0] if len(parts) == 1 else parts[0].joined(parts[1])
+
+    def _part(self, client: int, domain: str, split: str, records: Records) -> EncodedRecords:
+        key = (client, domain, split)
+        if key not in self._encoded or self._encoded_ids.get(key) != records.ids:
             self._encoded[key] = self._model.encode(records)
-            self._encoded_ids[client] = records.ids
+            self._encoded_ids[key] = records.ids
         return self._encoded[key]
+
+    def answered(self, client: int, domain: str, answer: Answer) -> Score:
+        """The score on a client's test shard of what answers in the model's place."""
+        shard, labels = self.of(client, domain, "test"), self._model.labels
+        targets = [labels.index(target) for target in shard.targets]
+        return Score.of(answer.logits(shard), targets) if len(shard) else Score()
 
     def score(self, client: int, domain: str) -> Score:
         """The model's score on a client's test shard."""

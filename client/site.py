@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import torch
 from ..core import check
 from ..core.config import Config
 from ..core.errors import PrivacyError, RunError
-from ..core.parts import Model, Phase, SecureSum, Strata, added
+from ..core.parts import Continual, Model, Phase, SecureSum, Strata, added
 from ..core.seeds import derive, generator
 from ..core.values import Records, Update, Vector, gather
-from ..core.wire import Task
+from ..core.wire import FINISH, PEAK, PEAKS, TRAIN, Task, summary_name, summary_parts
 from ..data.stream import Stream, stream
 from ..models.place import place
-from .answers import Question, answer
+from .answers import Question, answer, peak
+from .holdings import Holdings
 from .parties import NOTHING_OWN, Client, Own, Sealing
 from .promise import make as make_promise
 from .promise import once, one_row_each
@@ -52,7 +54,7 @@ class Site:
         pins = {"identities": own.identities} if own.identities else {}
         self.secure_sum: SecureSum = check.build(self.config, "secure_sum", **pins)
         self.promise = make_promise(self.config, self.secure_sum, own)
-        self.continual = check.build(self.config, "continual")
+        self.continual: Continual = check.build(self.config, "continual")
         self.stream: Stream = stream(
             check.build(self.config, "data", **data).read(),
             self.config.domains,
@@ -61,18 +63,34 @@ class Site:
         )
         self._sums = 0
         self.shards = Shards(self.config, self.model, self.stream)
+        self.holdings = Holdings(self.shards, self.stream)
 
     def train(
         self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
     ) -> tuple[bytes, dict[str, float]]:
         """One round on the client's shard: the sealed update and the numbers beside it."""
-        return self._answer(client, task, params, summary, sealing, training=True)
+        return self._answer(client, task, params, summary, sealing, TRAIN)
 
     def finish(
         self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
     ) -> tuple[bytes, dict[str, float]]:
         """The end of a domain: what the continual method adds up over the clients, sealed."""
-        return self._answer(client, task, params, summary, sealing, training=False)
+        return self._answer(client, task, params, summary, sealing, FINISH)
+
+    def peak(
+        self, client: Client, task: Task, params: Vector, summary: Vector, sealing: Sealing
+    ) -> tuple[bytes, dict[str, float]]:
+        """Before `finish`: in which half octave its largest value lies, sealed.
+
+        Raises:
+            PrivacyError: the client's privacy is promised, and no ledger covers this.
+        """
+        if self.promise.user.unit:
+            raise PrivacyError(
+                "how large a client's values are may not be asked in a run that is private to "
+                "users; the server did. Nothing is sent."
+            )
+        return self._answer(client, task, params, summary, sealing, PEAK)
 
     def join(self, sealing: Sealing) -> bytes:
         """The client's card for the sums of this run."""
@@ -89,21 +107,26 @@ class Site:
         params: Vector,
         summary: Vector,
         sealing: Sealing,
-        *,
-        training: bool,
+        kind: str,
     ) -> tuple[bytes, dict[str, float]]:
         # The config too: a run that is deleted and begun anew may have the old one's name.
         asked = self._text.encode() + params.tobytes() + summary.tobytes()
         salt = hashlib.sha256(asked).hexdigest()[:16]
-        question = Question(task.ticket, salt, sealing)
+        unit = 0.0
+        if kind != TRAIN:
+            task, unit = _ending(task, kind)
+        question = Question(task.ticket, salt, sealing, unit)
 
         def worked() -> Update:
             self._prepare(task, params)
-            size = self._size(task, training)
-            if sealing.pact.size != size:  # or what is charged would be the server's to choose
-                raise RunError(f"the pact must be for {size} values; it is for {sealing.pact.size}")
+            size = self._size(task, kind)
+            wanted = PEAKS if kind == PEAK else size
+            if sealing.pact.size != wanted:  # or what is charged would be the server's to choose
+                raise RunError(
+                    f"the pact must be for {wanted} values; it is for {sealing.pact.size}"
+                )
             charge = partial(self.promise.charge_release, client.store, task.ticket)
-            if not training:
+            if kind != TRAIN:
                 charge("finish", size)
                 return self._learnt(client, task, params, summary)
             released = partial(self.promise.released, client.store, task.ticket, salt)
@@ -119,12 +142,15 @@ class Site:
             return update
 
         self.promise.admit(client.store)
+        if kind == PEAK:
+            body = peak(question, client, self.config, self.secure_sum, worked, self.promise)
+            return body, {}
         return answer(question, client, self.config, self.secure_sum, self.promise, worked)
 
-    def _size(self, task: Task, training: bool) -> int:
-        """Number of values that travel up, by this client's own manifest."""
+    def _size(self, task: Task, kind: str) -> int:
+        """Number of values that the client gives, by its own manifest."""
         manifest = self.model.manifest
-        if not training:
+        if kind != TRAIN:
             return int(self.continual.size(manifest))
         return manifest.only(self.strategy.trainable(manifest, task.ticket.round)).size
 
@@ -134,9 +160,10 @@ class Site:
         ticket, table = task.ticket, self.config.train
         phase = self._phase(client, task, summary)
         memory = self.continual.start(phase)
-        records, strata = self._records(client, task, memory)
+        records, strata, fresh = self._records(client, task, memory)
         self.promise.charge_training(client.store, ticket, salt, strata, table.epochs)
-        encoded = self.shards.encoded(client.index, task.domain.name, ticket.domain, records)
+        name = task.domain.name
+        encoded = self.shards.encoded(client.index, name, ticket.domain, records, fresh)
         trainable = self.strategy.trainable(self.model.manifest, ticket.round)
         anchor = {n: p.detach().clone() for n, p in self.model.parameters().items()}
         loss = train(
@@ -144,7 +171,7 @@ class Site:
             encoded,
             strata,
             table,
-            Schedule(ticket.round, task.rounds, table.warmup_rate, table.decay),
+            self._schedule(task),
             self.promise.example,
             Forces(
                 (
@@ -154,7 +181,7 @@ class Site:
                 partial(self.continual.mask, memory),
             ),
             trainable,
-            self._answers(task),
+            [] if phase.tuning else self._answers(task),
             generator(phase.seed, "batches", ticket.round),
         )
         parts = self.model.manifest.slices(trainable)
@@ -176,15 +203,42 @@ class Site:
         uniform = self.config.round.weight == "uniform"
         return float(min(num_records, 1) if uniform else num_records)
 
-    def _records(self, client: Client, task: Task, memory: Any) -> tuple[Records, Strata]:
-        shard = self.shards.of(client.index, task.domain.name, "train")
-        records = self.continual.dataset(memory, shard)
+    def _schedule(self, task: Task) -> Schedule:
+        """The rounds of the domain and those of the method after them each have their own."""
+        table, own, round_ = self.config.train, self.continual.rounds, task.ticket.round
+        before = task.rounds - own
+        place = (round_ - before, own) if self._tuning(task) else (round_, before)
+        return Schedule(*place, table.warmup_rate, table.decay)
+
+    def _tuning(self, task: Task) -> bool:
+        return task.rounds - self.continual.rounds <= task.ticket.round < task.rounds
+
+    def _records(
+        self, client: Client, task: Task, memory: Any
+    ) -> tuple[Records, Strata, list[bool]]:
+        """What is trained on, the new records first; who pays; and which are new."""
+        shard = self.holdings.mine(client, task.domain.name)
+        records = self.continual.dataset(memory, shard, self.model)
         if self.promise.example.unit:
             records = once(records)
-        return records, self.promise.strata(client.store, records, task.domain.name, shard)
+        own = frozenset(shard.ids)
+        fresh = [id_ in own for id_ in records.ids]
+        if not all(fresh):
+            records = records.take(np.argsort(~np.array(fresh), kind="stable"))
+            fresh = sorted(fresh, reverse=True)
+        strata = self.promise.strata(client.store, records, task.domain.name, shard)
+        return records, strata, fresh
 
-    def evaluate(self, client: Client, task: Task, params: Vector) -> dict[str, float]:
+    def evaluate(
+        self, client: Client, task: Task, params: Vector, head: Vector
+    ) -> dict[str, float]:
         """Loss, right answers and totals of the client's test shard, domain by domain.
+
+        Args:
+            client: whose records are asked.
+            task: names the domains.
+            params: of the round.
+            head: of what answers in the place of the model's own; empty where nothing does.
 
         Raises:
             PrivacyError: privacy is promised, and no ledger covers scores.
@@ -196,9 +250,15 @@ class Site:
                 "for them. Its config must say [evaluate] where = 'server'."
             )
         self._prepare(task, params)
+        reply = None
+        if head.size and self.continual.answer is not None:
+            reply = self.continual.answer(head, self.model, task.labels)
         numbers: dict[str, float] = {}
         for index, name in enumerate(task.seen):
-            score = self.shards.score(client.index, name)
+            if reply is None:
+                score = self.shards.score(client.index, name)
+            else:
+                score = self.shards.answered(client.index, name, reply)
             numbers |= {
                 f"loss.{index}": score.loss,
                 f"correct.{index}": float(score.correct),
@@ -209,7 +269,7 @@ class Site:
     def _learnt(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
         phase = self._phase(client, task, summary)
         memory = self.continual.start(phase)
-        shard = self.shards.of(client.index, task.domain.name, "train")
+        shard = self.holdings.mine(client, task.domain.name)
         strata = self._records(client, task, memory)[1]
         travels = self.strategy.trainable(self.model.manifest, task.ticket.round)
         before = self._sums
@@ -227,7 +287,9 @@ class Site:
             task.rounds,
             self.model.manifest.only(travels).size,
         )
-        weight = 1.0 if self.promise.user.unit else float(min(len(shard), 1))
+        # Without a record there may still be something to take back.
+        some = bool(len(shard)) or bool(vector.any())
+        weight = 1.0 if self.promise.user.unit else float(some)
         return Update(vector, weight, told)
 
     def _prepare(self, task: Task, params: Vector) -> None:
@@ -249,13 +311,29 @@ class Site:
 
     def _phase(self, client: Client, task: Task, summary: Vector) -> Phase:
         seed = derive(self.config.run.seed, "client", client.index, "domain", task.ticket.domain)
-        summed = partial(self._summed, client, task) if self.promise.example.unit else added
-        return Phase(task.domain, task.ticket.domain, client.store.folder, seed, summary, summed)
+        private = bool(self.promise.example.unit)
+        return Phase(
+            task.domain,
+            task.ticket.domain,
+            client.store.folder,
+            seed,
+            summary,
+            summed=partial(self._summed, client, task) if private else added,
+            private=private,
+            tuning=self._tuning(task),
+            manifest=self.model.manifest,
+            labels=task.labels,
+            base=task.base,
+            held=partial(self.holdings.held, client, task.seen),
+            withdrawn=partial(self.holdings.withdrawn, client, task.seen),
+            gone=self.holdings.gone(client),
+            counted=frozenset(task.counted),
+        )
 
     def _summed(
         self, client: Client, task: Task, rows: Iterable[Vector], records: Records, clip: float
     ) -> Vector:
-        shard = self.shards.of(client.index, task.domain.name, "train")
+        shard = self.holdings.mine(client, task.domain.name)
         strata = self.promise.strata(client.store, records, task.domain.name, shard)
         self.promise.charge_statistics(client.store, task.ticket, strata)
         self._sums += 1
@@ -267,6 +345,17 @@ class Site:
             return []
         index = {label: i for i, label in enumerate(task.labels)}
         return [index[label] for label in task.domain.labels]
+
+
+def _ending(task: Task, kind: str) -> tuple[Task, float]:
+    """The task and the unit of its values, whichever of a domain's last two questions it came with.
+
+    The answer is computed once: the question how large it is comes first, and as one round later.
+    """
+    asked = task.ticket
+    size, unit = summary_parts(asked.manifest)
+    round_ = asked.round - (kind == PEAK)
+    return replace(task, ticket=replace(asked, manifest=summary_name(size), round=round_)), unit
 
 
 def open_site(text: str, data: tuple[tuple[str, Any], ...] = (), own: Own = NOTHING_OWN) -> Site:
@@ -299,8 +388,3 @@ def open_client(site: Site, index: int, folder: Path) -> Client:
     """
     name = f"{index:05d}"
     return Client(index, ClientStore(folder, name, site.model.identity()))
-
-
-def empty() -> Vector:
-    """A vector of no values."""
-    return np.zeros(0, np.float32)

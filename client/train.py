@@ -76,7 +76,10 @@ def train(
         privatizer: draws the batches and makes the gradients private.
         forces: pulls and mask.
         trainable: names of the tensors that move; the others are left as they are.
-        answers: indices of the labels that the loss looks at; all when empty.
+        answers: indices of the labels that the loss of new records looks at; all when empty. That
+            of replayed records looks at all labels, so that new labels learn to stay off old
+            records while new records leave old labels in peace (ER-ACE, Caccia et al. 2022,
+            arXiv:2104.05025, section 4).
         rng: draws the batches of non-private training.
     """
     parameters = {n: p for n, p in model.parameters().items() if n in trainable}
@@ -84,13 +87,16 @@ def train(
     drawn = list(privatizer.batches(strata, table.batch_size, table.epochs, rng))
     _need_charged(privatizer.steps(table.epochs) if len(strata) else 0, len(drawn))
     total, count = torch.zeros(()), 0
+    replayed = strata.of >= strata.fresh
+    mixed = bool(answers) and bool(replayed.any())
     private = privatizer.session(model.module, parameters, table.batch_size)
     with _frozen(model, trainable), private as session:
         for step, indices in enumerate(drawn):
             _set_rate(optimizer, table.lr * schedule.factor(step, len(drawn)))
             optimizer.zero_grad(set_to_none=True)
             for part in _parts(indices, table.accumulate, privatizer.largest_part):
-                losses = model.losses(encoded.batch(part), answers)
+                free = torch.from_numpy(replayed[part]) if mixed else None
+                losses = model.losses(encoded.batch(part), answers, free)
                 session.backward(losses, len(indices))
                 total = total.to(losses.device) + losses.detach().sum()
                 count += len(part)

@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 from . import plugins
+from .check_continual import continual_faults, default_methods
 from .check_privacy import privacy_faults
 from .config import Config, Plugin, parse
 from .errors import ConfigError, Fault
@@ -46,7 +47,17 @@ def build(config: Config, table: str, **extra: Any) -> Any:
     plugin: Plugin = getattr(config, table)
     if table == "secure_sum":
         extra = {**_noise(config), **extra}
-    return plugins.load(kind, plugin.name, {**plugin.options, **extra}, part, place=table)
+    options = _options(config, table)
+    return plugins.load(kind, plugin.name, {**options, **extra}, part, place=table)
+
+
+def _options(config: Config, table: str) -> dict[str, Any]:
+    """The options of `[table]`, with the default methods where no continual method is named."""
+    plugin: Plugin = getattr(config, table)
+    options = plugin.options
+    if table == "continual" and plugin.name == "chain" and "methods" not in options:
+        options["methods"] = default_methods(config)
+    return options
 
 
 def _noise(config: Config) -> dict[str, Noise]:
@@ -85,12 +96,27 @@ def read(text: str) -> Config:
 def _plugin_faults(config: Config, table: str) -> tuple[Fault, ...]:
     kind, part = KINDS[table]
     plugin: Plugin = getattr(config, table)
+    if table == "continual":
+        return _continual_faults(config)
     if table == "secure_sum" and "noise" in plugin.options:
         # `build` has it for us alone: what its type should be is nothing that a file can write.
         options = {key: value for key, value in plugin.options.items() if key != "noise"}
         unknown = Fault("secure_sum.noise", "unknown option", "write [user_privacy] instead")
         return (unknown, *plugins.faults(kind, plugin.name, options, part, table))
     return plugins.faults(kind, plugin.name, plugin.options, part, table)
+
+
+def _continual_faults(config: Config) -> tuple[Fault, ...]:
+    kind, part = KINDS["continual"]
+    name, options = config.continual.name, _options(config, "continual")
+    found = plugins.faults(kind, name, options, part, "continual")
+    if found:
+        return found
+    try:
+        build(config, "continual")  # a chain finds the faults of its methods when it is built
+    except ConfigError as error:
+        return error.faults
+    return ()
 
 
 def _impossible(config: Config) -> Iterator[Fault]:
@@ -109,6 +135,7 @@ def _impossible(config: Config) -> Iterator[Fault]:
             "use a rule that needs the mean only, such as 'fedavg', or secure_sum 'plain'",
         )
     yield from _sum_faults(config, secure_sum)
+    yield from continual_faults(config, build(config, "continual"))
     yield from privacy_faults(
         config,
         build(config, "privacy"),

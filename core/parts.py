@@ -15,6 +15,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .continual import Answer as Answer
+from .continual import Continual as Continual
+from .continual import Kept as Kept
+from .continual import Lesson as Lesson
+from .continual import Phase as Phase
+from .continual import Tensors as Tensors
+from .continual import added as added
+from .continual import no_tensors as no_tensors
 from .private import Ledger as Ledger
 from .private import Privatizer as Privatizer
 from .private import Session as Session
@@ -22,18 +30,10 @@ from .private import Strata as Strata
 from .private import UserPrivatizer as UserPrivatizer
 from .secure_sum import KeyHolder as KeyHolder
 from .secure_sum import SecureSum as SecureSum
-from .values import Domain, Manifest, Records, ServerState, Splits, Update, Vector
-
-Tensors: TypeAlias = Mapping[str, Any]
-"""Tensor name -> torch tensor on the client's device."""
+from .values import Manifest, Records, ServerState, Splits, Update, Vector
 
 Indices: TypeAlias = npt.NDArray[np.intp]
 """Positions of records, one dimension."""
-
-
-def no_tensors(*_: Any) -> Tensors:
-    """No tensor at all: adds no gradient, masks no step."""
-    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,62 +58,6 @@ class Strategy:
     pull: Callable[[Tensors, Tensors], Tensors] = no_tensors
 
 
-def added(rows: Iterable[Vector], records: Records, clip: float) -> Vector:
-    """The sum [m] of `rows`, blocks of [b, m], as they are; 0 values without rows."""
-    sums = [block.sum(0, dtype=np.float64) for block in rows]
-    return np.sum(sums, 0).astype(np.float32) if sums else np.zeros(0, np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Where in the life of a client a domain update stands.
-
-    Attributes:
-        domain: the domain being learnt.
-        index: its index, from 0.
-        folder: the client's own folder on its disk.
-        seed: seed of the client in this domain.
-        summary: mean over the clients of what `finish` gave at the end of the last domain,
-            float32 [m]; empty before.
-        summed: (rows in blocks float32 [b, m], the records they are of, clip) -> their sum [m].
-            In a private run each row's L2 norm is cut to the clip and the sum is noised, after it
-            was charged: the only way in which statistics of raw records may steer training.
-    """
-
-    domain: Domain
-    index: int
-    folder: Path
-    seed: int
-    summary: Vector
-    summed: Callable[[Iterable[Vector], Records, float], Vector] = added
-
-
-@dataclass(frozen=True, slots=True)
-class Continual:
-    """What keeps earlier domains alive on a client.
-
-    Attributes:
-        start: (phase) -> what the method remembers, read from the client's folder.
-        dataset: (memory, shard) -> the records to train on, before sampling.
-        pull: (memory, parameters) -> gradient per tensor, added after clipping and noise.
-        mask: (memory, parameters) -> multiplier of the step per tensor, each value in 0..1;
-            a tensor that is left out is not masked.
-        size: (manifest) -> m, how many values `finish` gives; may be 0.
-        finish: (memory, shard, model, phase) -> the vector [m] to add up over the clients;
-            called once at the end of a domain.
-        private: whether all that it computes from raw records, and that steers training, comes
-            from `Phase.summed`; a private run refuses a method that is not.
-    """
-
-    start: Callable[[Phase], Any]
-    dataset: Callable[[Any, Records], Records]
-    pull: Callable[[Any, Tensors], Tensors]
-    mask: Callable[[Any, Tensors], Tensors]
-    size: Callable[[Manifest], int]
-    finish: Callable[[Any, Records, Any, Phase], Vector]
-    private: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Score:
     """Sums over evaluated records, so that scores of parts add up.
@@ -130,6 +74,17 @@ class Score:
 
     def __add__(self, other: Score) -> Score:
         return Score(self.loss + other.loss, self.correct + other.correct, self.total + other.total)
+
+    @staticmethod
+    def of(logits: Vector, targets: Sequence[int]) -> Score:
+        """Cross entropy and right answers of `logits` [n, labels] for `targets` [n]."""
+        if not len(targets):
+            return Score()
+        rows, right = np.asarray(logits, np.float64), np.asarray(targets, np.intp)
+        shifted = rows - rows.max(1, keepdims=True)
+        loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(rows)), right]
+        correct = int((rows.argmax(1) == right).sum())
+        return Score(float(loss.sum()), correct, len(right))
 
     @property
     def accuracy(self) -> float:
@@ -151,6 +106,14 @@ class Encoded(Protocol):
 
     def batch(self, indices: Indices) -> Any:
         """The model's own batch of the records at `indices`, on the model's device."""
+        ...
+
+
+class EncodedRecords(Encoded, Protocol):
+    """Whole records of a client or a test set."""
+
+    def joined(self, other: Any) -> Any:
+        """Its records, then those of `other`, which the same model encoded."""
         ...
 
 
@@ -188,12 +151,40 @@ class Model(Protocol):
         """The trainable tensors by the manifest's names."""
         ...
 
-    def encode(self, records: Records) -> Encoded:
+    def encode(self, records: Records) -> EncodedRecords:
         """Tokens (and cached activations) of `records`, whose labels the model must know."""
         ...
 
-    def losses(self, batch: Any, answers: Sequence[int]) -> Any:
-        """Loss per example [b] over the outputs in `answers` (all of them when empty)."""
+    def losses(self, batch: Any, answers: Sequence[int], free: Any = None) -> Any:
+        """Loss per example [b] over the outputs in `answers` (all of them when empty).
+
+        Args:
+            batch: of `encode(...).batch`.
+            answers: indices of labels.
+            free: bool [b], the examples whose loss looks at all outputs all the same.
+        """
+        ...
+
+    def resampled(self, batch: Any, rng: np.random.Generator) -> Any:
+        """`batch` with answers drawn from the model's own predictions, without gradients."""
+        ...
+
+    def logits(self, encoded: Encoded, batch_size: int) -> Vector:
+        """Scores of the labels, float32 [n, labels], in the order of `encoded`.
+
+        Raises:
+            RunError: the model has no labels.
+        """
+        ...
+
+    def features(self, records: Records, layers: int = 1, *, adapted: bool = False) -> Vector:
+        """Mean over a text's tokens of the last hidden states, float32 [n, layers * width].
+
+        Args:
+            records: their texts are read, and nothing else.
+            layers: how many of the top layers, side by side, the last one first.
+            adapted: through the adapter as it is now; else of the frozen base.
+        """
         ...
 
     def score(self, encoded: Encoded, batch_size: int) -> Score:

@@ -176,8 +176,9 @@ class ServerState:
         domain: index of the domain.
         params: flat vector of all trainable tensors, float32 [n].
         slots: what the strategy remembers within a domain (momentum, say), each a flat vector.
-        summary: mean over the clients of what their continual method gave at the end of the
-            last domain, float32 [m]; empty before.
+        summary: what the continual method tells all clients in this domain, float32 [m].
+        head: what answers in the place of the model's own head, float32 [k]; empty where nothing
+            does.
         peaks: largest |weight * value| of a client in the first round of a domain and in the
             last round so far, float32 [2], as encrypted sums told; zeros before.
     """
@@ -187,6 +188,7 @@ class ServerState:
     params: Vector
     slots: Mapping[str, Vector] = field(default_factory=dict)
     summary: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
+    head: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     peaks: Vector = field(default_factory=lambda: np.zeros(2, np.float32))
 
 

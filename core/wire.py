@@ -6,6 +6,8 @@ body, the ticket it answers to and plain numbers. Only flat vectors travel.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -22,16 +24,50 @@ FOLDER_KEY = "folder"
 KEYHOLDER_KEY = "keyholder"
 """Flower run-config key of a JSON object that replaces options of `[keyholder]`; may be empty."""
 
-TRAIN, EVALUATE, FINISH = "train", "evaluate", "train.finish"
+TRAIN, EVALUATE, PEAK, FINISH = "train", "evaluate", "train.peak", "train.finish"
 JOIN, REVEAL = "query.join", "query.reveal"
 """Message types."""
 
 ARRAYS, TASK, METRICS, PACT = "arrays", "task", "metrics", "pact"
 """Record names."""
 
-PARAMS, SUMMARY, BODY, NOTE = "params", "summary", "body", "note"
-"""Array names: global parameters, summed knowledge of the last domain, one sealed update or
-answer, what one node alone is told."""
+PARAMS, SUMMARY, HEAD, BODY, NOTE = "params", "summary", "head", "body", "note"
+"""Array names: global parameters, what the continual method tells the clients, its head, one
+sealed update or answer, what one node alone is told."""
+
+PEAKS = 161
+"""Number of half octaves, 2**-40 to 2**40, in which the largest value of a summary may lie."""
+_LOWEST = -80
+_SUMMARY = re.compile(r"summary-(\d{1,12})(?:-(\d{1,3}|peak))?")
+
+
+def summary_name(size: int, peak: int | str | None = None) -> str:
+    """What travels at the end of a domain: `size` values; their peak is asked before, or known."""
+    return f"summary-{size}" if peak is None else f"summary-{size}-{peak}"
+
+
+def summary_parts(name: str) -> tuple[int, float]:
+    """Number of values and their unit, above which no value of a client is; 0 where none is named.
+
+    Raises:
+        RunError: this is not the name of a summary.
+    """
+    found = _SUMMARY.fullmatch(name)
+    if found is None:
+        raise RunError(f"the end of a domain must be asked for a summary; got {name[:40]!r}")
+    if found[2] in (None, "peak"):
+        return int(found[1]), 0.0
+    return int(found[1]), 2.0 ** ((min(int(found[2]), PEAKS - 1) + _LOWEST) / 2)
+
+
+def peak_of(largest: float) -> int | None:
+    """The place of the half octave that ends above `largest`; None for 0."""
+    if not largest > 0.0:
+        return None
+    # A hair above, so that a value on the border is not cut by the last bit of a float.
+    place = math.ceil(2.0 * math.log2(largest) + 1e-5) - _LOWEST
+    return min(max(place, 0), PEAKS - 1)
+
 
 _MOST_NAMES = 2**16
 
@@ -52,6 +88,7 @@ class Task:
         seen: names of the domains so far, in order, the current one last.
         manifest: hash of the manifest of all trainable tensors.
         base: identity of the frozen base; the same adapter on another base means nothing.
+        counted: indices of the domains at whose end the server counted the node that is asked.
     """
 
     ticket: Ticket
@@ -61,6 +98,7 @@ class Task:
     seen: tuple[str, ...]
     manifest: str
     base: str
+    counted: tuple[int, ...] = ()
 
     def pack(self) -> dict[str, Any]:
         """Plain values only: numbers, strings and lists of strings."""
@@ -73,6 +111,7 @@ class Task:
             "seen": list(self.seen),
             "full_manifest": self.manifest,
             "base": self.base,
+            "counted": list(self.counted),
         }
 
     @staticmethod
@@ -91,6 +130,7 @@ class Task:
                 seen=_names(values, "seen"),
                 manifest=_of("str", values, "full_manifest"),
                 base=_of("str", values, "base"),
+                counted=_whole(values, "counted"),
             )
         except KeyError as error:
             raise RunError(
@@ -103,6 +143,13 @@ def _of(kind: Any, values: Mapping[str, Any], key: str) -> Any:
     if type(values[key]).__name__ != kind:
         raise RunError(f"the task's {key} must be of type {kind}; got {type(values[key]).__name__}")
     return values[key]
+
+
+def _whole(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    numbers = values[key]
+    if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise RunError(f"the task's {key} must be a list of whole numbers")
+    return tuple(numbers)
 
 
 def _names(values: Mapping[str, Any], key: str) -> tuple[str, ...]:

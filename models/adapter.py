@@ -6,7 +6,8 @@ Hu et al. 2021 (arXiv:2106.09685). The one place of this folder that speaks to P
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,19 @@ def fill(parameters: Mapping[str, torch.Tensor], vector: Vector) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(views[name]))
+
+
+@contextmanager
+def frozen_base(module: Any) -> Iterator[None]:
+    """The PEFT model `module` computes without its factors inside; it is then as it was."""
+    # PEFT makes factors train again that were frozen before.
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        with module.disable_adapter():
+            yield
+    finally:
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
 
 
 def save(module: Any, folder: Path, base_name: str) -> None:

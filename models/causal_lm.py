@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +14,13 @@ import transformers
 from pydantic import Field
 from torch import nn
 
-from ..core.parts import Encoded, Indices, Model, Score
+from ..core.errors import RunError
+from ..core.parts import Encoded, EncodedRecords, Indices, Model, Score
 from ..core.values import Manifest, Records, Vector
 from . import adapter, bases
-from .depth import Ragged, find_layers
-
-_IGNORED = -100  # cross entropy leaves these targets out
+from .answers import IGNORED, drawn
+from .depth import Ragged, find_layers, joined
+from .features import Remembered, pooled
 
 
 def build(
@@ -92,8 +93,12 @@ class EncodedPairs:
         """The padded batch of the records at `indices`, on the model's device."""
         assert self.rows is not None
         values, mask = self.rows.padded(indices)
-        targets = torch.where(mask.bool(), values[..., 1], _IGNORED)
+        targets = torch.where(mask.bool(), values[..., 1], IGNORED)
         return Batch(values[..., 0].to(self.device), mask.to(self.device), targets.to(self.device))
+
+    def joined(self, other: EncodedPairs) -> EncodedPairs:
+        """Its records, then those of `other`."""
+        return EncodedPairs(joined(self.rows, other.rows), self.count + other.count, self.device)
 
 
 class CausalLM:
@@ -111,6 +116,7 @@ class CausalLM:
         self._max_length = max_length
         self._device = torch.device("cpu")
         self._bf16 = False
+        self._remembered = Remembered()
 
     @property
     def manifest(self) -> Manifest:
@@ -147,8 +153,9 @@ class CausalLM:
         self._device = torch.device(device)
         self._bf16 = precision == "bf16"
         self.module.to(self._device)
+        self._remembered.forget()  # another device rounds in another way
 
-    def encode(self, records: Records) -> Encoded:
+    def encode(self, records: Records) -> EncodedRecords:
         """Prompt, completion and end token of each record; targets on the completion only."""
         pairs = zip(records.texts, records.targets, strict=True)
         rows = [self._row(prompt, completion) for prompt, completion in pairs]
@@ -161,14 +168,67 @@ class CausalLM:
             end = [*end, self._tokenizer.eos_token_id]
         end = end[: self._max_length - 1]
         start = start[-(self._max_length - len(end)) :] or end[:1]
-        targets = [_IGNORED] * (len(start) - 1) + end + [_IGNORED]
+        targets = [IGNORED] * (len(start) - 1) + end + [IGNORED]
         return torch.tensor([start + end, targets]).T.contiguous()
 
-    def losses(self, batch: Batch, answers: Sequence[int]) -> torch.Tensor:
-        """Mean cross entropy over the completion's tokens, per example [b]."""
+    def losses(self, batch: Batch, answers: Sequence[int], free: Any = None) -> torch.Tensor:
+        """Mean cross entropy over the completion's tokens, per example [b].
+
+        Args:
+            batch: of `encode(...).batch`.
+            answers: without labels there is nothing to choose; not read.
+            free: likewise.
+        """
         loss, _ = self._token_losses(batch)
-        counted = (batch.targets != _IGNORED).sum(1).clamp(min=1)
+        counted = (batch.targets != IGNORED).sum(1).clamp(min=1)
         return loss.sum(1) / counted
+
+    def resampled(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """`batch`, each completion token drawn from the prediction there, without gradients."""
+        counted = batch.targets != IGNORED
+        with torch.no_grad():
+            logits = self._logits(batch)[counted]
+        targets = batch.targets.clone()
+        targets[counted] = drawn(logits, rng)
+        return replace(batch, targets=targets)
+
+    def logits(self, encoded: Encoded, batch_size: int) -> Vector:
+        """Nothing to give: completions are tokens.
+
+        Raises:
+            RunError: always.
+        """
+        raise RunError(
+            "scores of labels need a model that has labels; a causal language model has none. Use "
+            "a classifier, or leave out what asks for scores."
+        )
+
+    def features(self, records: Records, layers: int = 1, *, adapted: bool = False) -> Vector:
+        """Mean over the prompt's tokens of the last hidden states, float32 [n, layers * width].
+
+        Args:
+            records: their texts are read, and nothing else.
+            layers: how many of the top layers, side by side, the last one first.
+            adapted: through the adapter as it is now; else of the frozen base.
+
+        Raises:
+            ModelError: the base has not so many layers, or they cannot be told apart.
+        """
+
+        def compute() -> Vector:
+            tokens = [self._prompt(text) for text in records.texts]
+            decoder = self.module.get_base_model().base_model
+            return pooled(decoder, tokens, layers, self._device, self._autocast)
+
+        if adapted:
+            return compute()
+        frozen = adapter.frozen_base(self.module)(compute)
+        return self._remembered.get(records.texts, layers, frozen)
+
+    def _prompt(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text)["input_ids"][-self._max_length :]
+        # An empty prompt is the start of a text, which many bases mark by the token of its end.
+        return ids or [self._tokenizer.eos_token_id or 0]
 
     def score(self, encoded: Encoded, batch_size: int) -> Score:
         """Sums over completion tokens: cross entropy and right next tokens."""
@@ -179,19 +239,27 @@ class CausalLM:
                 indices = np.arange(start, min(start + batch_size, len(encoded)))
                 batch = encoded.batch(indices)
                 loss, logits = self._token_losses(batch)
-                counted = batch.targets != _IGNORED
+                counted = batch.targets != IGNORED
                 right = ((logits.argmax(-1) == batch.targets) & counted).sum()
                 score += Score(float(loss.sum()), int(right), int(counted.sum()))
         return score
 
     def _token_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            logits = self.module(input_ids=batch.ids, attention_mask=batch.mask).logits
-        logits = logits.float()
+        logits = self._logits(batch)
         loss = nn.functional.cross_entropy(
-            logits.transpose(1, 2), batch.targets, reduction="none", ignore_index=_IGNORED
+            logits.transpose(1, 2), batch.targets, reduction="none", ignore_index=IGNORED
         )
         return loss, logits
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        with self._autocast():
+            logits: torch.Tensor = self.module(
+                input_ids=batch.ids, attention_mask=batch.mask
+            ).logits
+        return logits.float()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
     def save(self, folder: Path) -> None:
         """PEFT's adapter files in `folder`."""

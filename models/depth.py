@@ -136,6 +136,11 @@ class Ragged:
         lengths = torch.tensor([0, *(len(row) for row in rows)])
         return Ragged(torch.cat(list(rows)), lengths.cumsum(0))
 
+    def joined(self, other: Ragged) -> Ragged:
+        """These rows, then those of `other`."""
+        offsets = torch.cat([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return Ragged(torch.cat([self.values, other.values]), offsets)
+
     def padded(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows at `indices` as [b, t, ...] and their mask [b, t]; padding repeats a value."""
         chosen = torch.from_numpy(np.asarray(indices, np.int64))
@@ -145,3 +150,10 @@ class Ragged:
         mask = steps < lengths[:, None]
         places = torch.where(mask, starts[:, None] + steps, starts[:, None])
         return self.values[places], mask.long()
+
+
+def joined(first: Ragged | None, second: Ragged | None) -> Ragged | None:
+    """The rows of both, one after another; `None` stands for no row."""
+    if first is None or second is None:
+        return first if second is None else second
+    return first.joined(second)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..core.parts import Indices
-from .depth import Ragged
+from .depth import Ragged, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ class EncodedTexts:
             values = values.float()
         targets = self.targets[torch.from_numpy(np.asarray(indices, np.int64))]
         return Batch(values.to(self.device), mask.to(self.device), targets.to(self.device))
+
+    def joined(self, other: EncodedTexts) -> EncodedTexts:
+        """Its records, then those of `other`; the model had the same labels for both."""
+        targets = torch.cat([self.targets, other.targets])
+        return EncodedTexts(joined(self.rows, other.rows), targets, self.device)
 
     def by_length(self, batch_size: int) -> list[Indices]:
         """All positions in batches of similar length, so that little is padded."""

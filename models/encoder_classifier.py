@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import transformers
 from pydantic import Field
@@ -19,11 +21,13 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..core.files import write_atomically
-from ..core.parts import Encoded, Model, Score
+from ..core.parts import Encoded, EncodedRecords, Model, Score
 from ..core.values import Manifest, Records, Vector
 from . import adapter, bases
+from . import answers as labelled
 from .depth import CutEncoder, Ragged, find_layers
 from .encoded import Batch, EncodedTexts
+from .features import Remembered, pooled
 
 # Sentences per forward pass while activations are cached: fixed, because the composition of
 # a batch can change the last bit of a float, and a resumed run must cache the same bits.
@@ -127,6 +131,7 @@ class EncoderClassifier:
         self._cut = CutEncoder(encoder, cut) if cut else None
         self._device = torch.device("cpu")
         self._bf16 = False
+        self._remembered = Remembered()
 
     @property
     def manifest(self) -> Manifest:
@@ -169,8 +174,9 @@ class EncoderClassifier:
         self._device = torch.device(device)
         self._bf16 = precision == "bf16"
         self.module.to(self._device)
+        self._remembered.forget()  # another device rounds in another way
 
-    def encode(self, records: Records) -> Encoded:
+    def encode(self, records: Records) -> EncodedRecords:
         """Tokens, or activations below the adapted layers, of `records`.
 
         Raises:
@@ -187,12 +193,15 @@ class EncoderClassifier:
         targets = torch.tensor([index[target] for target in records.targets], dtype=torch.long)
         if not len(records):
             return EncodedTexts(None, targets, self._device)
-        tokens = self._tokenizer(list(records.texts), truncation=True, max_length=self._max_length)[
-            "input_ids"
-        ]
-        rows = Ragged.of([torch.tensor(ids) for ids in tokens])
+        rows = Ragged.of([torch.tensor(ids) for ids in self._tokens(records.texts)])
         encoded = EncodedTexts(rows, targets, self._device)
         return encoded if self._cut is None else self._cached(encoded, self._cut)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        found = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
+        return found["input_ids"]  # type: ignore[no-any-return]
 
     def _cached(self, encoded: EncodedTexts, cut: CutEncoder) -> EncodedTexts:
         rows: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
@@ -204,15 +213,50 @@ class EncoderClassifier:
                 rows[int(index)] = row[:length].clone()
         return EncodedTexts(Ragged.of(rows), encoded.targets, self._device)
 
-    def losses(self, batch: Batch, answers: Sequence[int]) -> torch.Tensor:
-        """Cross entropy per example [b] over the labels in `answers` (all when empty)."""
-        logits, targets = self._logits(batch), batch.targets
-        if answers and len(answers) < len(self.labels):
-            chosen = torch.tensor(answers, device=self._device)
-            place = torch.full((len(self.labels),), -100, device=self._device)
-            place[chosen] = torch.arange(len(answers), device=self._device)
-            logits, targets = logits[:, chosen], place[targets]
-        return nn.functional.cross_entropy(logits, targets, reduction="none")
+    def losses(self, batch: Batch, answers: Sequence[int], free: Any = None) -> torch.Tensor:
+        """Cross entropy per example [b] over the labels in `answers` (all when empty).
+
+        Args:
+            batch: of `encode(...).batch`.
+            answers: indices of labels.
+            free: bool [b], the examples whose loss looks at all labels all the same.
+        """
+        return labelled.losses(self._logits(batch), batch.targets, answers, free)
+
+    def resampled(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """`batch` with labels drawn from the softmax over all labels, without gradients."""
+        with torch.no_grad():
+            return replace(batch, targets=labelled.drawn(self._logits(batch), rng))
+
+    def logits(self, encoded: Encoded, batch_size: int) -> Vector:
+        """Scores of the labels, float32 [n, labels], in the order of `encoded`."""
+        assert isinstance(encoded, EncodedTexts)
+        found = np.empty((len(encoded), len(self.labels)), np.float32)
+        with torch.no_grad():
+            for indices in encoded.by_length(batch_size):
+                found[indices] = self._logits(encoded.batch(indices)).cpu().numpy()
+        return found
+
+    def features(self, records: Records, layers: int = 1, *, adapted: bool = False) -> Vector:
+        """Mean over a text's tokens of the last hidden states, float32 [n, layers * width].
+
+        Args:
+            records: their texts are read, and nothing else.
+            layers: how many of the top layers, side by side, the last one first.
+            adapted: through the adapter as it is now; else of the frozen base.
+
+        Raises:
+            ModelError: the base has not so many layers, or they cannot be told apart.
+        """
+
+        def compute() -> Vector:
+            tokens = self._tokens(records.texts)
+            return pooled(self._encoder, tokens, layers, self._device, self._autocast)
+
+        if adapted:
+            return compute()
+        frozen = adapter.frozen_base(self.module.encoder)(compute)
+        return self._remembered.get(records.texts, layers, frozen)
 
     def score(self, encoded: Encoded, batch_size: int) -> Score:
         """Sums of cross entropy and right answers over all labels."""

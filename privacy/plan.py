@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import floor, log10, sqrt
 
 from ..core.errors import PrivacyError
-from ..core.private import EXAMPLE
+from ..core.private import EXAMPLE, USER
 from ..core.values import Spend
 from .accounting import MAX_NOISE, epsilon, noise_for, rdp_epsilon
 
@@ -34,12 +34,12 @@ class Schedule:
         target: epsilon at the end of life, > 0.
         delta: in (0, 1).
         updates: domain updates of the model's life, >= 1.
-        rounds: of an update, >= 1.
+        rounds: of an update, >= 0.
         epochs: of a round, >= 1; 1 for users.
         sample_rate: probability of a new record to be in a step; 1 for users.
         replay_rate: likewise of a record of earlier updates; 0 where nothing is replayed.
-        sums: noisy sums over all records at the end of an update (statistics that steer later
-            training), under the same noise.
+        sums: noisy sums over the new records, or over all that a user holds, at the end of an
+            update (statistics that steer later training), under the same noise.
         mechanism: of the noise.
     """
 
@@ -62,11 +62,12 @@ class Schedule:
     def uses(self, updates: int) -> list[tuple[float, int]]:
         """(sample rate, steps) that the first cohort has paid after so many updates."""
         steps, again = self.rounds * self.steps, updates - 1 if self.replay_rate else 0
-        uses = [(self.sample_rate, steps)]
-        if again:
+        uses = [(self.sample_rate, steps)] if steps else []
+        if again and steps:
             uses.append((self.replay_rate, steps * again))
         if self.sums:
-            uses.append((1.0, self.sums * (1 + again)))
+            # A record is new once; what a user holds is in the sums of each update.
+            uses.append((1.0, self.sums * (updates if self.unit == USER else 1)))
         return uses
 
     def spends(self, updates: int, noise: float) -> list[Spend]:
@@ -131,7 +132,9 @@ class Schedule:
         independent: noise / (sample_rate * sqrt(steps)), in units of clip / N. What N records
         learn is drowned where this nears N.
         """
-        return noise / (self.sample_rate * sqrt(self.rounds * self.steps))
+        steps = self.rounds * self.steps
+        # Without steps there are sums over all records alone.
+        return noise / (self.sample_rate * sqrt(steps)) if steps else noise
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -105,9 +106,8 @@ def _content(question: Question, shared: Mapping[str, Array], node: int) -> Reco
     note = question.notes.get(node)
     if note is not None:
         arrays[wire.NOTE] = Array("uint8", (len(note),), wire.SEALED, note)
-    content = RecordDict(
-        {wire.ARRAYS: ArrayRecord(arrays), wire.TASK: ConfigRecord(question.task.pack())}
-    )
+    task = replace(question.task, counted=question.counted.get(node, ()))
+    content = RecordDict({wire.ARRAYS: ArrayRecord(arrays), wire.TASK: ConfigRecord(task.pack())})
     if question.pact is not None:
         content[wire.PACT] = ConfigRecord(question.pact.pack())
     return content

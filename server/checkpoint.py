@@ -47,6 +47,7 @@ def save(folder: Path, state: ServerState, stamp: str) -> Path:
         "head": np.array(head),
         "params": state.params,
         "summary": state.summary,
+        "answer": state.head,
         "peaks": state.peaks,
         **slots,
     }
@@ -85,5 +86,8 @@ def _read(path: Path) -> tuple[ServerState, str]:
         numbers = (head["round"], head["domain"], file["params"])
         if sorted(slots) != head["slots"]:
             raise ValueError(f"the slots must be {head['slots']}; got {sorted(slots)}")
-        state = ServerState(*numbers, slots=slots, summary=file["summary"], peaks=file["peaks"])
+        told = {
+            n: file[k] for n, k in (("summary", "summary"), ("head", "answer"), ("peaks", "peaks"))
+        }
+        state = ServerState(*numbers, slots=slots, **told)
     return state, str(head["stamp"])

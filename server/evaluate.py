@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from ..core.parts import Encoded, Model, Reply, Score
+from ..core.parts import Answer, Encoded, Model, Reply, Score
 from ..core.values import Splits, Ticket, Vector
 from ..data.stream import of_domain
 
@@ -25,6 +25,16 @@ class TestRecords:
         self._model.load(params)
         return {name: self._score(name) for name in domains}
 
+    def answered(self, answer: Answer, domains: Sequence[str]) -> dict[str, Score]:
+        """Scores by domain of what answers in the model's place."""
+        labels = {label: i for i, label in enumerate(self._model.labels)}
+        found: dict[str, Score] = {}
+        for name in domains:
+            records = of_domain(self._records, name)
+            targets = [labels[target] for target in records.targets]
+            found[name] = Score.of(answer.logits(records), targets)
+        return found
+
     def _score(self, domain: str) -> Score:
         if domain not in self._encoded:
             self._encoded[domain] = self._model.encode(of_domain(self._records, domain))
@@ -33,8 +43,8 @@ class TestRecords:
 
 def of_clients(
     replies: Iterable[Reply], ticket: Ticket, domains: Sequence[str], max_total: float
-) -> tuple[dict[str, Score], int]:
-    """Sums of the clients' scores by domain, and how many replies were left out.
+) -> tuple[dict[int, list[Score]], int]:
+    """Each client's scores in the order of `domains`, and how many replies were left out.
 
     Args:
         replies: answers to an evaluate task.
@@ -50,11 +60,16 @@ def of_clients(
             bad += 1
         else:
             found[reply.node] = scores
+    return {node: found[node] for node in sorted(found)}, bad
+
+
+def summed(scores: Mapping[int, Sequence[Score]], domains: Sequence[str]) -> dict[str, Score]:
+    """Sums over the clients by domain, in the order of the nodes: float sums depend on it."""
     total = {name: Score() for name in domains}
-    for node in sorted(found):  # the order of arrival is chance, float sums are not
-        for name, score in zip(domains, found[node], strict=True):
+    for node in sorted(scores):
+        for name, score in zip(domains, scores[node], strict=True):
             total[name] += score
-    return total, bad
+    return total
 
 
 def _scores(reply: Reply, ticket: Ticket, count: int, max_total: float) -> list[Score] | None:

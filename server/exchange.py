@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -36,12 +37,16 @@ class Outcome:
         lost: why the round is given up; empty where it is not. A key holder opens a round once,
             so that a sum with garbage in it cannot be replaced by another one.
         attempt: which attempt this is the outcome of.
+        counted: nodes whose answers are in it.
+        size_bytes: of their sealed bodies.
     """
 
     opened: Opened
     updates: Mapping[int, Update] = field(default_factory=dict)
     lost: str = ""
     attempt: int = 0
+    counted: tuple[int, ...] = ()
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +62,23 @@ class Failure:
     again: tuple[int, ...] = ()
 
 
-def exchange(room: Room, state: ServerState, kind: str, travels: str, size: int) -> Outcome:
+def exchange(
+    room: Room,
+    state: ServerState,
+    kind: str,
+    travels: str,
+    size: int,
+    counted: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+) -> Outcome:
     """What the clients gave, once enough of them answered.
 
     Args:
         room: of the run.
         state: before the round.
-        kind: `train`, or `train.finish`, which every client is asked.
+        kind: `train`; or what every client is asked at a domain's end.
         travels: hash of what travels up.
         size: number of values that travel up.
+        counted: by node, the domains at whose end it was counted.
 
     Raises:
         RunError: too few answered, in every attempt.
@@ -77,7 +90,7 @@ def exchange(room: Room, state: ServerState, kind: str, travels: str, size: int)
         if waiting is not None:
             found, waiting = _resumed(room, waiting, kind), None
         else:
-            found = _attempt(room, state, kind, travels, size, attempt, again)
+            found = _attempt(room, state, kind, travels, size, attempt, again, counted)
         if isinstance(found, Outcome):
             return found
         logger.warning("domain %d round %d: %s", state.domain, state.round, found.reason)
@@ -103,6 +116,7 @@ def _attempt(
     size: int,
     attempt: int,
     again: tuple[int, ...],
+    counted_before: Mapping[int, tuple[int, ...]],
 ) -> Outcome | Failure:
     started, told = time.monotonic(), kind == TRAIN
     # Every client ends the domain; only a cohort trains in a round.
@@ -115,7 +129,7 @@ def _attempt(
         agreement = agree(room, asking, kind, peak, size, asked)
     except RunError as error:
         return Failure(str(error))
-    tally, figures = _collect(room, state, kind, asking, agreement)
+    tally, figures = _collect(room, state, kind, asking, agreement, counted_before)
     figures["attempt_seconds"] = time.monotonic() - started
     counted = [verdict.node for verdict in tally.accepted]
     asked_count = len(agreement.nodes)
@@ -159,7 +173,12 @@ def _need_budget(tally: Tally, asking: Task) -> None:
 
 
 def _collect(
-    room: Room, state: ServerState, kind: str, asking: Task, agreement: Agreement
+    room: Room,
+    state: ServerState,
+    kind: str,
+    asking: Task,
+    agreement: Agreement,
+    counted: Mapping[int, tuple[int, ...]],
 ) -> tuple[Tally, dict[str, float]]:
     table, told = room.config.round, kind == TRAIN
     terms = Terms(
@@ -175,7 +194,7 @@ def _collect(
     place_ = _place(agreement.pact)
     if told:
         room.log.emit("round_started", **place_, asked=len(agreement.nodes), bytes_down=down)
-    question = Question(kind, asking, vectors, agreement.pact, agreement.notes)
+    question = Question(kind, asking, vectors, agreement.pact, agreement.notes, counted)
     tally = collect(
         room.link.ask(question, agreement.nodes, table.deadline_s),
         terms,
@@ -242,7 +261,13 @@ def _open(room: Room, waiting: Pending, tally: Tally, kind: str) -> Outcome | Fa
     seconds = time.monotonic() - started
     if kind == TRAIN:
         _tell(room, waiting, tally, opened, seconds)
-    return Outcome(opened, tally.updates, attempt=pact.attempt)
+    return Outcome(
+        opened,
+        tally.updates,
+        attempt=pact.attempt,
+        counted=tuple(waiting.counted),
+        size_bytes=tally.size_bytes,
+    )
 
 
 def _noised(room: Room, waiting: Pending, opened: Opened) -> Opened:

@@ -21,6 +21,7 @@ class Question:
         vectors: by name; the same for all.
         pact: of the sum to which the answers belong; None where nothing is summed.
         notes: what one node alone is told, by node.
+        counted: by node, the domains at whose end it was counted; told to that node alone.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Question:
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     pact: Pact | None = None
     notes: Mapping[int, bytes] = field(default_factory=dict)
+    counted: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,11 @@ class Room:
     continual: Continual
     cards: dict[int, bytes] = field(default_factory=dict)
 
+    @property
+    def rounds(self) -> int:
+        """Rounds of a domain, those of the continual method at its end included."""
+        return self.config.round.rounds + self.continual.rounds
+
     def domains(self, upto: int) -> tuple[Domain, ...]:
         """The domains 0..upto."""
         return self.stream.domains[: upto + 1]
@@ -142,7 +147,7 @@ def task(room: Room, state: ServerState, attempt: int, travels: str) -> Task:
     domain = room.stream.domains[state.domain]
     return Task(
         ticket=Ticket(room.folder.name, state.domain, state.round, attempt, travels),
-        rounds=room.config.round.rounds,
+        rounds=room.rounds,
         labels=room.labels(state.domain),
         domain=domain,
         seen=tuple(d.name for d in room.domains(state.domain)),

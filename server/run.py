@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,24 +25,20 @@ import numpy as np
 from ..core import check
 from ..core.errors import RunError
 from ..core.files import write_atomically
-from ..core.parts import Score
 from ..core.values import ServerState, Vector
-from ..core.wire import EVALUATE, FINISH, PARAMS, SUMMARY, TRAIN
-from . import checkpoint, nodes
-from .evaluate import of_clients
-from .events import EventLog, read_events
+from ..core.wire import TRAIN
+from . import checkpoint, lessons, nodes, scores
+from .events import EventLog
 from .exchange import Outcome, exchange
-from .link import Link, Question
+from .knowledge import Knowledge
+from .link import Link
 from .report import write_report
-from .room import Room, open_room, stamp, task
+from .room import Room, open_room, stamp
 from .round import close, mean
 from .sums import quorum
 from .tensorboard import ScalarLog
 
 logger = logging.getLogger(__name__)
-
-# Largest believable number of answers of one client in one domain.
-_MOST_ANSWERS = 2.0**20
 
 
 def run(
@@ -73,7 +69,7 @@ def run(
         found = checkpoint.newest(folder / "checkpoints")
         try:
             state = _first(room) if found is None else _again(room, *found)
-            _domains(room, state)
+            _domains(room, state, lessons.load(room, state.domain))
         finally:
             if room.holder is not None:
                 room.holder.close()
@@ -139,11 +135,11 @@ def _again(room: Room, state: ServerState, stamped: str) -> ServerState:
     return state
 
 
-def _domains(room: Room, state: ServerState) -> None:
+def _domains(room: Room, state: ServerState, known: Knowledge) -> None:
     started = time.monotonic()
     for index in range(state.domain, len(room.stream.domains)):
-        state = _domain(room, state, index)
-    _save_adapter(room, state.params, room.folder / "adapter")
+        state, known = _domain(room, state, known, index)
+    _save_adapter(room, state, room.folder / "adapter")
     room.log.emit(
         "run_finished",
         adapter_hash=adapter_hash(state.params),
@@ -156,46 +152,42 @@ def adapter_hash(params: Vector) -> str:
     return hashlib.sha256(np.ascontiguousarray(params, "<f4").tobytes()).hexdigest()[:16]
 
 
-def _domain(room: Room, state: ServerState, index: int) -> ServerState:
+def _domain(
+    room: Room, state: ServerState, known: Knowledge, index: int
+) -> tuple[ServerState, Knowledge]:
     started = time.monotonic()
-    domain, table = room.stream.domains[index], room.config.round
+    domain, rounds = room.stream.domains[index], room.rounds
     if not state.round:
-        state = _begin(room, state, index)
+        state, known = lessons.begin(room, state, known, index)
+        if not index:
+            scores.baseline(room, state)
     else:
         room.model.fit_labels(room.labels(index))
     _need_bound(room)
     room.log.emit("domain_started", domain=index, name=domain.name, labels=len(room.labels(index)))
-    if state.round and _due(room, state) and not _evaluated(room, state):
+    if state.round and scores.due(room, state) and not scores.evaluated(room, state):
         _evaluate(room, state)  # an earlier process died between the two
-    while state.round < table.rounds:
+    while state.round < rounds:
         state = _round(room, state)
         # First of all: a sum that is noised again after a crash must not have been looked at.
         checkpoint.save(room.folder / "checkpoints", state, stamp(room))
-        if _due(room, state):
+        if scores.due(room, state):
             _evaluate(room, state)
-    state = _finish(room, state)
-    _save_adapter(room, state.params, room.folder / "adapters" / _folder_of(index, domain.name))
+    state, known = lessons.finish(room, state, known)
+    if state.head.size or not rounds:
+        scores.evaluate(room, state, scores.HEAD_OF_METHOD if state.head.size else scores.MODEL)
+    _save_adapter(room, state, room.folder / "adapters" / _folder_of(index, domain.name))
     room.log.emit(
         "domain_finished", domain=index, name=domain.name, seconds=time.monotonic() - started
     )
     state = replace(state, round=0, domain=index + 1)
     checkpoint.save(room.folder / "checkpoints", state, stamp(room))
     write_report(room.folder)
-    return state
+    return state, known
 
 
-def _due(room: Room, state: ServerState) -> bool:
-    every = room.config.evaluate.every
-    return state.round == room.config.round.rounds or bool(every and state.round % every == 0)
-
-
-def _evaluated(room: Room, state: ServerState) -> bool:
-    """Whether the log holds what this state scored."""
-    return any(
-        event["event"] == "evaluated"
-        and (event["domain"], event["round"]) == (state.domain, state.round)
-        for event in read_events(room.folder / "events.jsonl")
-    )
+def _evaluate(room: Room, state: ServerState) -> None:
+    scores.evaluate(room, state, scores.MODEL, ahead=state.round == room.rounds)
 
 
 def _need_bound(room: Room) -> None:
@@ -203,7 +195,7 @@ def _need_bound(room: Room) -> None:
     noise, manifest = room.user.noise, room.model.manifest
     if noise is None:
         return
-    for round_ in range(room.config.round.rounds):
+    for round_ in range(room.rounds):
         size = manifest.only(room.strategy.trainable(manifest, round_)).size
         try:
             room.secure_sum.sensitivity(noise.clip, size)
@@ -216,13 +208,6 @@ def _folder_of(index: int, name: str) -> str:
     # 48 letters are at most 192 bytes; file systems allow 255.
     safe = re.sub(r"[^\w .-]", "_", name)[:48].rstrip(" .")
     return f"{index:02d}-{safe}"
-
-
-def _begin(room: Room, state: ServerState, index: int) -> ServerState:
-    room.model.load(state.params)
-    room.model.fit_labels(room.labels(index))
-    params = room.model.vector()
-    return replace(state, params=params, slots=room.strategy.init(params))
 
 
 def _round(room: Room, state: ServerState) -> ServerState:
@@ -256,54 +241,15 @@ def _lost(room: Room, state: ServerState, outcome: Outcome) -> ServerState:
     return replace(state, round=state.round + 1)
 
 
-def _finish(room: Room, state: ServerState) -> ServerState:
-    size = room.continual.size(room.model.manifest)
-    outcome = exchange(room, state, FINISH, f"summary-{size}", size)
-    if outcome.lost:
-        raise RunError(
-            f"what clients learnt in domain {state.domain} cannot be summed: {outcome.lost}. Find "
-            "that client, leave it out, and start the domain anew."
-        )
-    return replace(state, summary=mean(outcome.opened).astype(np.float32))
-
-
-def _evaluate(room: Room, state: ServerState) -> None:
-    names = [domain.name for domain in room.domains(state.domain)]
-    where = room.config.evaluate.where
-    if where == "server":
-        scores = room.test.scores(state.params, names)
-    else:
-        scores = _by_clients(room, state, names)
-    room.log.emit(
-        "evaluated",
-        domain=state.domain,
-        round=state.round,
-        where=where,
-        accuracy={name: scores[name].accuracy for name in names if scores[name].total},
-        loss={name: scores[name].mean_loss for name in names if scores[name].total},
-        totals={name: scores[name].total for name in names},
-    )
-
-
-def _by_clients(room: Room, state: ServerState, names: Sequence[str]) -> dict[str, Score]:
-    asking = task(room, state, 0, "scores")
-    asked: Iterable[int] = sorted(room.link.nodes())
-    vectors = {PARAMS: state.params, SUMMARY: state.summary}
-    question = Question(EVALUATE, asking, vectors)
-    replies = room.link.ask(question, list(asked), room.config.round.deadline_s)
-    scores, bad = of_clients(replies, asking.ticket, names, _MOST_ANSWERS)
-    if bad:
-        logger.warning("%d replies to an evaluation were left out", bad)
-    return scores
-
-
-def _save_adapter(room: Room, params: Vector, folder: Path) -> None:
+def _save_adapter(room: Room, state: ServerState, folder: Path) -> None:
     """Write the adapter beside its place first, so that a reader sees all of it or the old one."""
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    room.model.load(params)
+    room.model.load(state.params)
     room.model.save(fresh)
+    if state.head.size:  # what answers in the place of the adapter's own head
+        np.save(fresh / "answer.npy", state.head)
     for path in fresh.iterdir():
         # Some writers make files for their owner alone: give what the folder gives.
         path.chmod(fresh.stat().st_mode & 0o666)

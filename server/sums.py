@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from ..core.errors import RunError
 from ..core.sums import Pact
-from ..core.wire import FINISH, JOIN, REVEAL, Task
+from ..core.wire import JOIN, REVEAL, TRAIN, Task
 from .link import Question
 from .room import Room
 
@@ -51,7 +51,7 @@ def agree(
     Args:
         room: of the run.
         task: of the round.
-        kind: `train` or `train.finish`.
+        kind: `train`; or what is asked at a domain's end, where all weights are 1.
         peak: largest |weight * value| of the last comparable sum; 0 when unknown.
         size: number of values that travel up.
         asked: the cohort.
@@ -66,7 +66,7 @@ def agree(
             "that are connected; start fewer, or make keys for more"
         )
     fields = asdict(task.ticket) | {"run": f"{task.ticket.run}-{room.token}"}
-    uniform = table.weight == "uniform" or kind == FINISH
+    uniform = table.weight == "uniform" or kind != TRAIN
     pact = Pact(
         **fields,
         session=secrets.token_hex(16),

@@ -1,5 +1,7 @@
 """The border of the Flower ClientApp: what an answer holds, and what an error may say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
@@ -61,7 +63,7 @@ def pact_of(task, kind="train"):
 
 def message(task, stype=wire.FLOAT32, kind="train"):
     params = np.full(open_site(TEXT, ()).model.manifest.size, 0.01, np.float32)
-    arrays = ArrayRecord({wire.PARAMS: array(params, stype), wire.SUMMARY: array([])})
+    arrays = ArrayRecord({wire.PARAMS: array(params, stype), wire.SUMMARY: array([]), wire.HEAD: array([])})
     content = RecordDict({wire.ARRAYS: arrays, wire.TASK: ConfigRecord(task.pack())})
     content[wire.PACT] = ConfigRecord(pact_of(task, kind).pack())
     return instruction(1, content, kind, node=11, group="", ttl=60.0)
@@ -98,6 +100,7 @@ def test_evaluation_answers_with_numbers_only(task, tmp_path):
 
 
 def test_the_end_of_a_domain_answers_too(task, tmp_path):
+    task = replace(task, ticket=replace(task.ticket, manifest="summary-0"))
     reply = app.finish(message(task, kind="train.finish"), context(tmp_path))
     assert not reply.has_error()
     assert reply.content[wire.METRICS]["weight"] == 1.0

@@ -86,7 +86,7 @@ def test_nothing_that_the_ledger_does_not_cover_leaves(site, tmp_path):
 def test_scores_do_not_leave_whatever_the_server_asks(site, tmp_path):
     task, mine = task_of(site), client(site, tmp_path)
     with pytest.raises(PrivacyError, match="scores"):
-        site.evaluate(mine, task, start(site, task))
+        site.evaluate(mine, task, start(site, task), NOTHING)
 
 
 def test_the_charge_is_on_disk_before_the_first_step(site, tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_nothing_of_a_promise_is_told_in_a_run_that_makes_none(site, tmp_path):
     bare = made(TEXT)
     other = client(bare, tmp_path)
     with pytest.raises(PrivacyError, match="holds a promise"):
-        bare.evaluate(other, task, params)
+        bare.evaluate(other, task, params, NOTHING)
     ended = replace(task, ticket=replace(task.ticket, round=3, manifest="summary-0"))
     with pytest.raises(PrivacyError, match="holds a promise"):
         answered(bare, other, ended, params, NOTHING, "finish")

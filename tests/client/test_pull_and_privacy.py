@@ -69,7 +69,7 @@ def ewc(strength, anchor, fisher):
     """Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3: strength * F (w - w_old)."""
     return Continual(
         start=lambda phase: (anchor, fisher),
-        dataset=lambda memory, shard: shard,
+        dataset=lambda memory, shard, model: shard,
         pull=lambda memory, now: {
             name: strength * memory[1][name] * (now[name] - memory[0][name]) for name in now
         },

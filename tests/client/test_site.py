@@ -177,7 +177,7 @@ def test_scores_of_all_clients_are_those_of_the_whole_test_set(site, tmp_path):
     params = start(site, task)
     sums = {}
     for index in range(3):
-        for key, value in site.evaluate(client(site, tmp_path, index), task, params).items():
+        for key, value in site.evaluate(client(site, tmp_path, index), task, params, NOTHING).items():
             sums[key] = sums.get(key, 0.0) + value
     for index, name in enumerate(task.seen):
         records = of_domain(site.stream.splits.test, name)
@@ -192,13 +192,13 @@ def test_labels_that_come_in_another_order_are_not_confused(site, tmp_path):
     first = task_of(site, domain=1)
     mine = client(site, tmp_path)
     params = start(site, first)
-    before = site.evaluate(mine, first, params)
+    before = site.evaluate(mine, first, params, NOTHING)
     other = made().model  # what the server's own model does with the labels
     other.fit_labels(first.labels)
     other.load(params)
     other.fit_labels(first.labels[::-1])
     turned = replace(first, labels=first.labels[::-1], manifest=other.manifest.hash)
-    found = site.evaluate(mine, turned, other.vector())
+    found = site.evaluate(mine, turned, other.vector(), NOTHING)
     assert found.keys() == before.keys()
     for key in before:
         assert found[key] == pytest.approx(before[key], rel=1e-5)

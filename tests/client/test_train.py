@@ -34,7 +34,7 @@ class Line:
     def manifest(self):
         return Manifest(("w", "b"), ((1,), (1,)))
 
-    def losses(self, batch, answers):
+    def losses(self, batch, answers, free=None):
         x, y = batch
         return 0.5 * (self.module.w * x + self.module.b - y) ** 2
 
@@ -166,7 +166,7 @@ def test_tensors_that_do_not_train_stand_still_and_are_given_back():
 
 def test_tensors_are_given_back_after_a_failure():
     class Broken(Line):
-        def losses(self, batch, answers):
+        def losses(self, batch, answers, free=None):
             assert not self.module.b.requires_grad
             raise RuntimeError("out of memory")
 
@@ -252,7 +252,7 @@ def test_a_pull_on_a_step_without_records():
     nothing = spying([], batches=lambda *_: iter([np.zeros(0, np.intp)]))
 
     class NeverEmpty(Line):
-        def losses(self, batch, answers):
+        def losses(self, batch, answers, free=None):
             assert len(batch[0])
             return super().losses(batch, answers)
 
@@ -296,7 +296,7 @@ def test_the_answers_reach_the_loss():
     asked = []
 
     class Asking(Line):
-        def losses(self, batch, answers):
+        def losses(self, batch, answers, free=None):
             asked.append(answers)
             return super().losses(batch, answers)
 
@@ -334,7 +334,7 @@ def test_the_schedule_goes_on_over_the_rounds(decay, warmup_rate):
 def test_the_rate_of_each_step_is_the_scheduled_one():
     # Gradient 1 at every step: what b moves is the sum of the rates.
     class Slope(Line):
-        def losses(self, batch, answers):
+        def losses(self, batch, answers, free=None):
             return self.module.b.expand(len(batch[0])) * 1.0
 
     model = Slope()

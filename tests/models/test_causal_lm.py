@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from scipy import stats
 
 from perennial.core.values import Records
 from perennial.models import causal_lm
@@ -101,6 +102,26 @@ def test_the_score_counts_completion_tokens(model, pairs):
     tokens = [len(text.split()) + 1 for text in pairs.targets]
     wanted = sum(loss * count for loss, count in zip(losses, tokens, strict=True))
     assert score.loss == pytest.approx(wanted, abs=1e-4)
+
+
+def test_each_token_is_drawn_from_the_prediction_at_its_place(model):
+    record = one("w1 w2", "w3 w4")
+    batch = model.encode(record).batch(np.zeros(3_000, np.int64))
+    drawn = model.resampled(batch, np.random.default_rng(0)).targets
+    assert (drawn[:, [0, 1, 5]] == IGNORED).all()
+    with torch.no_grad():
+        logits = model.module(input_ids=torch.tensor([[1, 4, 5, 6, 7, 2]])).logits[0]
+    for place in (2, 3, 4):
+        counts = np.bincount(drawn[:, place].numpy(), minlength=32)
+        wanted = logits[place].double().softmax(0).numpy()
+        assert stats.chisquare(counts, 3_000 * wanted).pvalue > 0.005
+
+
+def test_answers_and_freedom_mean_nothing_without_labels(model, pairs):
+    batch = model.encode(pairs).batch(np.arange(4))
+    free = torch.tensor([True, False, True, False])
+    with torch.no_grad():
+        assert torch.equal(model.losses(batch, [1, 2], free), model.losses(batch, []))
 
 
 def test_labels_are_refused(model):

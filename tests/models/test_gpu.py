@@ -40,6 +40,30 @@ def test_losses_on_cuda_are_those_on_the_cpu(build, precision, tolerance, reques
     assert all(p.is_cuda and p.dtype == torch.float32 for p in there.parameters().values())
 
 
+@pytest.mark.parametrize("build", [tiny.build, encoder_classifier.build])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
+def test_questions_on_cuda_are_answered_as_on_the_cpu(build, precision, tolerance, requests_):
+    here = made(build, device="cpu")
+    there = made(build, device="cuda", precision=precision)
+    free = torch.tensor([True, False] * 3 + [True])
+    found = []
+    for model in (here, there):
+        encoded = model.encode(requests_)
+        batch = encoded.batch(np.arange(7))
+        drawn = model.resampled(batch, np.random.default_rng(0)).targets
+        assert drawn.device == batch.targets.device
+        found.append(
+            [
+                model.losses(batch, [0, 1], free).detach().cpu().numpy(),
+                model.logits(encoded, 3),
+                model.features(requests_, 2) / 10,
+                model.features(requests_, 2, adapted=True) / 10,
+            ]
+        )
+    for one, other in zip(*found, strict=True):
+        assert np.allclose(one, other, atol=tolerance)
+
+
 def test_auto_means_cuda_with_bf16(requests_):
     model = made(tiny.build, device="auto")
     assert next(iter(model.parameters().values())).is_cuda

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from perennial.core import plugins
+from perennial.core.errors import ModelError, RunError
 from perennial.core.parts import Model, Score
 from perennial.core.values import Records
 from perennial.models import bases, tiny
@@ -270,3 +271,145 @@ def test_save_names_no_folder_of_this_machine_for_an_embedded_base(name, model, 
     said = json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
     if name != "causal_lm":  # its base is the user's own folder, by the name the user gave
         assert not said.startswith("/")
+
+
+def state_of(model):
+    """All of a model that a question must leave alone."""
+    parts = dict(model.module.named_modules())
+    return (
+        model.vector().tobytes(),
+        model.labels,
+        {n: (p.requires_grad, p.grad is None) for n, p in model.module.named_parameters()},
+        {n: (part.training, len(part._forward_hooks)) for n, part in parts.items()},
+        torch.get_rng_state().numpy().tobytes(),
+    )
+
+
+def test_asking_changes_nothing_of_the_model(model, records):
+    first, *_ = model.parameters().values()
+    first.requires_grad_(False)  # as in a round in which some tensors stand still
+    next(iter(model.module.children())).eval()
+    encoded = model.encode(records)
+    batch = encoded.batch(np.arange(len(records)))
+    losses = model.losses(batch, []).detach()
+    before = state_of(model)
+    drawn = model.resampled(batch, np.random.default_rng(0))
+    for adapted in (False, True):
+        model.features(records, 2, adapted=adapted)
+    if model.labels_needed:
+        model.logits(encoded, 3)
+    assert state_of(model) == before
+    assert torch.equal(model.losses(batch, []).detach(), losses)
+    assert not drawn.targets.requires_grad
+    first.requires_grad_(True)
+    model.module.train()
+
+
+def test_features_go_with_their_records_in_any_order(model, records):
+    found = model.features(records, 2)
+    assert found.dtype == np.float32
+    assert len(found) == len(records)
+    order = np.random.default_rng(0).permutation(len(records))
+    for adapted in (False, True):
+        whole = model.features(records, 2, adapted=adapted)
+        mixed = model.features(records.take(order), 2, adapted=adapted)
+        assert np.allclose(mixed, whole[order], atol=1e-6)
+    one = [model.features(records.take([i]), 2)[0] for i in range(len(records))]
+    assert np.allclose(one, found, atol=1e-5)
+    assert np.ptp(found, axis=0).max() > 0.1
+    assert np.array_equal(model.features(records), found[:, : found.shape[1] // 2])
+
+
+def test_features_follow_the_adapter_only_where_asked(name, llama_folder, records):
+    model = build(name, llama_folder)
+    start = model.features(records)
+    assert np.allclose(model.features(records, adapted=True), start, atol=1e-6)
+    fit(model, records)
+    model.load(some_vector(model))
+    assert np.abs(model.features(records, adapted=True) - start).max() > 1e-2
+    assert np.array_equal(model.features(records), start)
+    again = build(name, llama_folder)
+    again.load(some_vector(again))
+    assert np.array_equal(again.features(records), start)  # not only what was remembered
+
+
+def test_features_need_texts_and_nothing_else(model, records):
+    strange = Records(
+        records.ids, records.texts, ("never heard",) * len(records), records.domains, records.groups
+    )
+    assert np.array_equal(model.features(strange), model.features(records))
+    width = model.features(records).shape[1]
+    for adapted in (False, True):
+        assert model.features(Records(), 2, adapted=adapted).shape == (0, 2 * width)
+
+
+@pytest.mark.parametrize("layers", [-1, 0, 99])
+def test_features_of_layers_that_are_not_there_are_refused(model, records, layers):
+    for asked in (records, Records()):
+        with pytest.raises(ModelError, match=rf"1 to \d+ layers.*got {layers}"):
+            model.features(asked, layers)
+
+
+def test_features_are_the_askers_own(model, records):
+    found = model.features(records)
+    wanted = found.copy()
+    found[:] = 0
+    assert np.array_equal(model.features(records), wanted)
+
+
+def test_answers_are_drawn_where_there_are_any(model, records):
+    batch = model.encode(records).batch(np.arange(len(records)))
+    before = batch.targets.clone()
+    drawn = model.resampled(batch, np.random.default_rng(5))
+    again = model.resampled(batch, np.random.default_rng(5))
+    other = [model.resampled(batch, np.random.default_rng(s)).targets for s in range(20)]
+    assert torch.equal(batch.targets, before)
+    assert torch.equal(drawn.targets, again.targets)
+    assert torch.equal(drawn.mask, batch.mask)
+    assert any(not torch.equal(targets, drawn.targets) for targets in other)
+    assert drawn.targets.shape == batch.targets.shape
+    assert drawn.targets.dtype == batch.targets.dtype
+    for targets in other:
+        assert torch.equal(targets < 0, batch.targets < 0)  # what is ignored stays ignored
+    assert torch.isfinite(model.losses(drawn, [])).all()
+
+
+def test_logits_stand_in_the_order_of_the_records(model, records):
+    encoded = model.encode(records)
+    if not model.labels_needed:
+        with pytest.raises(RunError, match="has none"):
+            model.logits(encoded, 2)
+        return
+    found = model.logits(encoded, 3)
+    assert found.dtype == np.float32
+    assert found.shape == (len(records), len(model.labels))
+    for i, target in enumerate(records.targets):
+        loss = model.losses(encoded.batch(np.array([i])), []).item()
+        mine = float(np.logaddexp.reduce(found[i]) - found[i, model.labels.index(target)])
+        assert mine == pytest.approx(loss, abs=1e-5)
+    right = found.argmax(1) == [model.labels.index(target) for target in records.targets]
+    assert right.sum() == model.score(encoded, 3).correct
+    assert model.logits(model.encode(Records()), 3).shape == (0, len(model.labels))
+
+
+def test_joined_records_are_those_of_both(model, records):
+    whole = model.encode(records)
+    first, second = records.take([2, 0]), records.take([3, 1])
+    joined = model.encode(first).joined(model.encode(second))
+    assert len(joined) == 4
+    nothing = model.encode(Records())
+    for found in (joined, nothing.joined(joined), joined.joined(nothing)):
+        mine, wanted = found.batch(np.array([3, 0, 2])), whole.batch(np.array([1, 2, 3]))
+        assert torch.equal(mine.targets, wanted.targets)
+        assert torch.equal(mine.mask, wanted.mask)
+        with torch.no_grad():
+            assert torch.allclose(model.losses(mine, []), model.losses(wanted, []), atol=1e-3)
+    assert len(nothing.joined(nothing)) == 0
+    assert model.score(nothing.joined(nothing), 8) == Score()
+
+
+def test_a_free_example_needs_no_labels_to_be_free_of(model, records):
+    batch = model.encode(records).batch(np.arange(len(records)))
+    free = torch.arange(len(records)) % 2 == 0
+    with torch.no_grad():
+        assert torch.equal(model.losses(batch, [], free), model.losses(batch, []))

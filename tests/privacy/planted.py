@@ -264,7 +264,7 @@ def charged_before_training(folder: Path) -> None:
 def replay_is_charged(folder: Path) -> None:
     old = world().shards.of(0, "bank", "train").take(range(20))
     with pytest.MonkeyPatch.context() as patch:
-        method = replace(world().continual, dataset=lambda memory, shard: shard + old)
+        method = replace(world().continual, dataset=lambda memory, shard, model: shard + old)
         patch.setattr(world(), "continual", method)
         _, _, mine = asked(folder, domain=1)
     paid = {spend["cohort"] for spend in charges(mine.store.folder)[-1]["spends"]}
@@ -738,7 +738,7 @@ def _swapped_adapter(patch: pytest.MonkeyPatch) -> None:
     kind, calls = type(world().model), []
     real = kind.losses
 
-    def losses(self: Any, batch: Any, answers: Any) -> Any:
+    def losses(self: Any, batch: Any, answers: Any, free: Any = None) -> Any:
         calls.append(1)
         if len(calls) == 2:
             name = next(iter(self.parameters()))
@@ -747,7 +747,7 @@ def _swapped_adapter(patch: pytest.MonkeyPatch) -> None:
                 if module._parameters.get("weight") is tensor:
                     fresh = nn.Parameter(tensor.detach().clone(), requires_grad=False)
                     patch.setitem(module._parameters, "weight", fresh)
-        return real(self, batch, answers)
+        return real(self, batch, answers, free)
 
     patch.setattr(kind, "losses", losses)
 
@@ -829,8 +829,8 @@ def _penalty_in_the_loss(real: Any) -> Any:
             def __getattr__(self, name: str) -> Any:
                 return getattr(model, name)
 
-            def losses(self, batch: Any, answers: Any) -> Any:
-                found, now = model.losses(batch, answers), model.parameters()
+            def losses(self, batch: Any, answers: Any, free: Any = None) -> Any:
+                found, now = model.losses(batch, answers, free), model.parameters()
                 for pull in forces.pulls:
                     for name, gradient in pull(now).items():
                         found = found + (now[name] * gradient.detach()).sum() / len(found)

@@ -2,7 +2,7 @@ from dataclasses import asdict
 
 from perennial.core.parts import Reply
 from perennial.core.values import Ticket
-from perennial.server.evaluate import of_clients
+from perennial.server.evaluate import of_clients, summed
 
 TICKET = Ticket("r", 1, 2, 0, "scores")
 
@@ -15,13 +15,15 @@ def reply(node, *scores, ticket=TICKET):
 
 
 def test_scores_of_clients_add_up_by_domain():
-    scores, bad = of_clients(
+    found, bad = of_clients(
         [reply(1, (2.0, 1.0, 4.0), (0.0, 0.0, 0.0)), reply(2, (1.0, 3.0, 4.0), (5.0, 1.0, 2.0))],
         TICKET,
         ["a", "b"],
         100.0,
     )
     assert bad == 0
+    assert [score.correct for score in found[2]] == [3, 1]
+    scores = summed(found, ["a", "b"])
     assert scores["a"].accuracy == 0.5
     assert scores["a"].mean_loss == 3 / 8
     assert scores["b"].total == 2
@@ -40,4 +42,6 @@ def test_bad_scores_are_left_out_and_counted():
     ]
     scores, bad = of_clients(replies, TICKET, ["a"], 100.0)
     assert bad == 7
-    assert (scores["a"].correct, scores["a"].total) == (1, 4)
+    assert {node: [(s.correct, s.total) for s in found] for node, found in scores.items()} == {
+        1: [(1, 4)]
+    }

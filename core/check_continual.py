@@ -1,0 +1,71 @@
+"""The continual methods of a run that names none, and pairs of tables that do not go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from inspect import signature
+from typing import Any
+
+from . import plugins
+from .config import Config
+from .errors import ConfigError, Fault
+from .parts import Continual, SecureSum
+
+_CAUSAL = "causal_lm"
+_HEAD_BITS = 12
+
+
+def default_methods(config: Config) -> tuple[Mapping[str, Any], ...]:
+    """What `[continual]` means where no method is named: replay, EWC and an analytic head.
+
+    A causal model has no head. Nor has a run whose sums are rounded to fewer bits than class
+    statistics stand; nor one that is private to users, where noise would drown such sums.
+    """
+    replay, ewc, head = {"name": "replay"}, {"name": "ewc"}, {"name": "analytic_head"}
+    if config.user_privacy.name != "off":
+        return (replay,)
+    bits = sum_bits(config)
+    if config.model.name == _CAUSAL or (bits and bits < _HEAD_BITS):
+        return (replay, ewc)
+    return (replay, ewc, head)
+
+
+def sum_bits(config: Config) -> int:
+    """To how many bits sums are rounded; 0 where they are not, or where it is not known."""
+    options = config.secure_sum.options
+    try:
+        found = plugins.find("privacy", config.secure_sum.name, SecureSum, "secure_sum")
+    except ConfigError:  # named as a fault of its own table
+        return 0
+    parameter = signature(found).parameters.get("bits")
+    bits = options.get("bits", 0 if parameter is None else parameter.default)
+    return bits if isinstance(bits, int) else 0
+
+
+def continual_faults(config: Config, method: Continual) -> Iterator[Fault]:
+    """What does not go with the continual method.
+
+    Args:
+        config: whole.
+        method: what `[continual]` builds.
+    """
+    name, bits = config.continual.name, sum_bits(config)
+    if bits and bits < method.bits:
+        yield Fault(
+            "secure_sum.bits",
+            f"must be at least {method.bits} for [continual] {name!r}: its sums do not stand being "
+            f"rounded to {bits} bits",
+            "write bits = 16",
+        )
+    if method.classifies and config.model.name == _CAUSAL:
+        yield Fault(
+            "continual.name",
+            f"{name!r} needs a model with labels; {_CAUSAL!r} completes text",
+            "use 'replay', 'ewc', or a chain of them",
+        )
+    if not config.round.rounds and method.answer is None:
+        yield Fault(
+            "round.rounds",
+            f"must be at least 1 with [continual] {name!r}: it learns nothing by itself; got 0",
+            "use 'analytic_head', which needs no round",
+        )

@@ -1,0 +1,142 @@
+"""The two ends of a domain on the server: what it begins with, and what is learnt when it ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import RunError
+from ..core.parts import Lesson
+from ..core.values import Records, ServerState
+from ..core.wire import FINISH, PEAK, PEAKS, summary_name, summary_parts
+from ..data.stream import of_domain
+from . import knowledge
+from .exchange import Outcome, exchange
+from .knowledge import Knowledge
+from .room import Room
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "knowledge"
+"""Folder below the run's where it lies what the server keeps."""
+
+
+def load(room: Room, domain: int) -> Knowledge:
+    """What is known when `domain` begins.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    return knowledge.load(room.folder / FOLDER, domain, room.token)
+
+
+def begin(
+    room: Room, state: ServerState, known: Knowledge, index: int
+) -> tuple[ServerState, Knowledge]:
+    """The state and the knowledge with which a domain begins.
+
+    Raises:
+        RunError: the continual method has no room for another domain.
+    """
+    room.model.load(state.params)
+    room.model.fit_labels(room.labels(index))
+    params, manifest = room.model.vector(), room.model.manifest
+    kept, params = room.continual.begin(known.kept, params, manifest, index)
+    if kept is not known.kept:
+        known = replace(known, kept=kept)
+        knowledge.save(room.folder / FOLDER, index, known, room.token)
+    state = replace(
+        state, params=params, slots=room.strategy.init(params), summary=room.continual.told(kept)
+    )
+    return state, known
+
+
+def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerState, Knowledge]:
+    """The state and the knowledge at the end of a domain; what was learnt is on disk.
+
+    Raises:
+        RunError: what the clients learnt cannot be summed, or not be kept.
+    """
+    started = time.monotonic()
+    size = room.continual.size(room.model.manifest)
+    outcome, total = _summed(room, state, known, size)
+    room.model.load(state.params)
+    lesson = Lesson(
+        domain=room.stream.domains[state.domain],
+        index=state.domain,
+        labels=room.labels(state.domain),
+        total=total,
+        clients=outcome.opened.weight,
+        params=state.params,
+        manifest=room.model.manifest,
+        model=room.model,
+        validation=_validation(room, state),
+    )
+    kept = room.continual.learn(known.kept, lesson)
+    counted = {node: (*known.counted.get(node, ()), state.domain) for node in outcome.counted}
+    known = Knowledge(kept, {**known.counted, **counted})
+    knowledge.save(room.folder / FOLDER, state.domain + 1, known, room.token)
+    room.log.emit(
+        "learnt",
+        domain=state.domain,
+        facts=dict(room.continual.facts(kept)),
+        values=size,
+        bytes_up=outcome.size_bytes,
+        clients=len(outcome.counted),
+        seconds=time.monotonic() - started,
+    )
+    head = np.asarray(room.continual.head(kept), np.float32)
+    if not np.isfinite(head).all():
+        raise RunError(
+            f"what answers after domain {state.domain} must be finite; it is not. The clients' "
+            "sums are damaged: look at their logs, and resume the run."
+        )
+    return replace(state, head=head), known
+
+
+def _summed(
+    room: Room, state: ServerState, known: Knowledge, size: int
+) -> tuple[Outcome, npt.NDArray[np.float64]]:
+    """The outcome of the last exchange of a domain, and the sum in its own units, float64 [m]."""
+    name, unit = summary_name(size), 1.0
+    clip = room.secure_sum.scale(0.0, 1.0) if size else 0.0
+    # Users' privacy fixes the scale: how large their values are is not to be asked.
+    if clip and not room.user.unit:
+        place = _peak(room, state, known, size, clip)
+        if place is not None:
+            name = summary_name(size, place)
+            unit = summary_parts(name)[1] / clip
+    outcome = exchange(room, state, FINISH, name, size, known.counted)
+    _need_sum(state, outcome)
+    total = np.asarray(outcome.opened.total, np.float64) * unit
+    if not np.isfinite(total).all():
+        raise RunError(f"the sum at the end of domain {state.domain} must be finite; it is not")
+    return outcome, total
+
+
+def _peak(room: Room, state: ServerState, known: Knowledge, size: int, clip: float) -> int | None:
+    """The half octave of the largest value of any client; None where all are 0."""
+    # As one round later: a key holder opens each round once.
+    later = replace(state, round=state.round + 1)
+    outcome = exchange(room, later, PEAK, summary_name(size, "peak"), PEAKS, known.counted)
+    _need_sum(state, outcome)
+    places = np.flatnonzero(outcome.opened.total > clip / 2)
+    return int(places[-1]) if len(places) else None
+
+
+def _need_sum(state: ServerState, outcome: Outcome) -> None:
+    if outcome.lost:
+        raise RunError(
+            f"what clients learnt in domain {state.domain} cannot be summed: {outcome.lost}. Find "
+            "that client, leave it out, and start the domain anew."
+        )
+
+
+def _validation(room: Room, state: ServerState) -> Records:
+    """The server's own records for choices; of domains so far."""
+    records = room.stream.splits.validation
+    return sum((of_domain(records, d.name) for d in room.domains(state.domain)), Records())

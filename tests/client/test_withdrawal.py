@@ -1,0 +1,64 @@
+"""A person withdraws: the client's records, training and continual method forget the record."""
+
+import numpy as np
+from asking import NOTHING, answered, client, start, task_of
+
+from perennial.client import withdrawn
+from perennial.client.parties import Own
+from perennial.client.site import Site
+
+TEXT = """
+[data]
+name = "sample"
+[model]
+name = "tiny"
+[shards]
+num_clients = 2
+[train]
+epochs = 1
+[continual]
+name = "none"
+"""
+
+
+def ids_seen(site, monkeypatch):
+    seen = []
+    real = site.model.encode
+
+    def encode(records):
+        seen.append(records.ids)
+        return real(records)
+
+    monkeypatch.setattr(site.model, "encode", encode)
+    return seen
+
+
+def test_a_withdrawn_record_is_never_trained_on_again(tmp_path, monkeypatch):
+    site = Site(TEXT, {}, Own())
+    task, mine = task_of(site), client(site, tmp_path)
+    shard = site.holdings.mine(mine, task.domain.name)
+    withdrawn.write(mine.store.folder, shard.ids[:3])
+    seen = ids_seen(site, monkeypatch)
+    answered(site, mine, task, start(site, task), NOTHING)
+    assert set(seen[0]) == set(shard.ids[3:])
+    phase = site._phase(mine, task, NOTHING)
+    assert phase.gone == set(shard.ids[:3])
+    assert set(phase.withdrawn().ids) == set(shard.ids[:3])
+    assert set(phase.held().ids) == set(shard.ids[3:])
+
+
+def test_other_clients_keep_what_they_hold(tmp_path):
+    site = Site(TEXT, {}, Own())
+    task, mine, other = task_of(site), client(site, tmp_path), client(site, tmp_path, 1)
+    withdrawn.write(mine.store.folder, [], everything=True)
+    assert len(site.holdings.mine(mine, task.domain.name)) == 0
+    assert len(site.holdings.mine(other, task.domain.name)) > 0
+
+
+def test_a_client_that_withdrew_changes_nothing_and_weighs_nothing(tmp_path):
+    site = Site(TEXT, {}, Own())
+    task, mine = task_of(site), client(site, tmp_path)
+    withdrawn.write(mine.store.folder, [], everything=True)
+    body, metrics = answered(site, mine, task, start(site, task), NOTHING)
+    assert metrics["weight"] == 0.0
+    assert not np.frombuffer(body, "<f4").any()
