@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..core.errors import PerennialError
-from ..core.private import USER
-from ..server.events import Event, number, read_events
-from ..server.report_sums import in_brief
-from ..server.units import DASH, count, duration, percent, size
-from .follow import Progress, Tail, accuracies, rejected
+from ..server.events import Event, read_events
+from ..server.report_events import HEAD
+from ..server.units import DASH, duration, percent
+from .follow import Progress, Tail
+from .lines import last_sum, mean_of, part_of, plain_lines, round_cells
 from .spent import Spent
 from .tables import print_matrix
 
@@ -144,83 +144,6 @@ def _look_away() -> None:
     os.close(nowhere)
 
 
-def plain_lines(
-    event: Event, progress: Progress, opened: Event | None = None, spent: Spent | None = None
-) -> Iterator[str]:
-    """What `plain` mode prints for an event that `progress` has seen: no line or one.
-
-    Args:
-        event: the newest.
-        progress: the run so far.
-        opened: the last `sum_opened`, where updates are hidden.
-        spent: what is promised and spent.
-    """
-    private = spent is not None and bool(spent.targets)
-    kind, where = event["event"], _where(event, progress)
-    if kind == "run_started":
-        domains = count(len(progress.domains), "domain")
-        yield f"run {progress.run}: {domains}, {count(progress.rounds, 'round')} each"
-    elif kind == "run_resumed":
-        yield f"run resumed: {where}, after {count(progress.round, 'round')}"
-    elif kind == "domain_started":
-        yield f"{where}: started, {event.get('labels', 0)} labels"
-    elif kind == "round_finished":
-        cells = _cells(event)
-        # No client of a private run tells its loss.
-        first = spent.words() if spent and private else f"loss {cells[0]}"
-        words = f"{first}, up {cells[1]}, down {cells[2]}, {cells[3]}, rejected {cells[4]}"
-        same = opened is not None and _same_place(opened, event)
-        extra = _last_sum(opened, spent) if same else ""
-        line = f"{where}, round {_of(progress.round, progress.rounds)}: {words}"
-        yield f"{line}, {extra}" if extra else line
-    elif kind == "round_failed":
-        yield f"{where}, round {event.get('round', 0) + 1}: failed, {event.get('reason')}"
-    elif kind == "evaluated":
-        scores = accuracies(event)
-        words = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
-        yield f"{where}: accuracy {percent(_mean(scores))} ({words or 'nothing measured'})"
-    elif kind == "domain_finished":
-        words = f"; {spent.words()}" if spent and private else ""
-        yield f"{where}: finished in {duration(number(event.get('seconds')) or 0.0)}{words}"
-    elif kind == "run_finished":
-        yield f"run finished in {duration(number(event.get('seconds')) or 0.0)}"
-
-
-def _where(event: Event, progress: Progress) -> str:
-    domain = int(number(event.get("domain")) or 0)
-    return f"domain {_of(domain + 1, len(progress.domains))} {progress.name(domain)}"
-
-
-def _of(part: int, whole: int) -> str:
-    return f"{part}/{whole}" if whole else str(part)
-
-
-def _cells(event: Event) -> tuple[str, str, str, str, str]:
-    """Loss, bytes up, bytes down, seconds and rejected replies of a finished round."""
-    loss = number(event.get("loss"))
-    return (
-        DASH if loss is None else f"{loss:.4f}",
-        size(number(event.get("bytes_up")) or 0.0),
-        size(number(event.get("bytes_down")) or 0.0),
-        duration(number(event.get("seconds")) or 0.0),
-        str(rejected(event)),
-    )
-
-
-def _last_sum(opened: Event | None, spent: Spent | None) -> str:
-    """How the last sum travelled; empty where updates are not hidden."""
-    told = spent is None or USER not in spent.targets
-    return "" if opened is None else in_brief(opened, told=told)
-
-
-def _same_place(one: Event, other: Event) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("domain", "round", "attempt"))
-
-
-def _mean(scores: dict[str, float]) -> float | None:
-    return sum(scores.values()) / len(scores) if scores else None
-
-
 def _console() -> Console:
     from rich.console import Console
 
@@ -245,18 +168,30 @@ def _page(
         parts += [Text(""), _rounds(progress, spent)]
     if spent and (promise := spent.words()):
         parts.append(Text(promise, style="dim"))
-    if words := _last_sum(opened, spent):
+    if words := last_sum(opened, spent):
         parts.append(Text(f"last sum: {words}", style="dim"))
     if progress.scores:
-        parts += [Text(""), *_scores(progress.scores)]
+        by = progress.head if progress.by == HEAD else ""
+        parts += [Text(""), *_scores(progress.scores, by)]
+    if len(progress.ends) > 1:
+        parts.append(Text(f"at the ends of domains: {_ends(progress)}", style="dim"))
     return Group(*parts)
+
+
+def _ends(progress: Progress) -> str:
+    """Mean accuracy at the end of each domain, the adapter's own heads marked beside others."""
+    mixed = any(by == HEAD for _, by in progress.ends.values())
+    return "  ".join(
+        f"{domain + 1} {percent(mean)}{' (own head)' if mixed and by != HEAD else ''}"
+        for domain, (mean, by) in sorted(progress.ends.items())
+    )
 
 
 def _title(progress: Progress) -> str:
     if not progress.run:
         return "waiting for the run to start"
-    domain = f"domain {_of(progress.domain + 1, len(progress.domains))}"
-    done = f"{_of(progress.round, progress.rounds)} rounds done"
+    domain = f"domain {part_of(progress.domain + 1, len(progress.domains))}"
+    done = f"{part_of(progress.round, progress.rounds)} rounds done"
     return f"{progress.run}  {domain} {progress.name(progress.domain)}  {done}"
 
 
@@ -277,17 +212,18 @@ def _bars(progress: Progress) -> RenderableType:
     for name, part, whole, note in rows:
         most = max(1, whole)
         bar = ProgressBar(most, min(part, most), width=32, complete_style="blue")
-        grid.add_row(name, bar, _of(part, whole), note)
+        grid.add_row(name, bar, part_of(part, whole), note)
     return grid
 
 
-def _scores(scores: dict[str, float]) -> Iterator[RenderableType]:
-    """The mean, then a line per domain; beyond `MOST_LINES` domains one paragraph."""
+def _scores(scores: dict[str, float], by: str) -> Iterator[RenderableType]:
+    """The mean and who answered, then a line per domain; beyond `MOST_LINES` one paragraph."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    yield Text.assemble(("accuracy  ", "dim"), (percent(_mean(scores)), "bold"))
+    head = (f"  by {by}" if by else "", "dim")
+    yield Text.assemble(("accuracy  ", "dim"), (percent(mean_of(scores)), "bold"), head)
     if len(scores) > MOST_LINES:
         yield Text("   ".join(f"{name} {percent(score)}" for name, score in scores.items()))
         return
@@ -318,7 +254,7 @@ def _rounds(progress: Progress, spent: Spent | None) -> RenderableType:
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for event in progress.table:
-        loss, up, down, seconds, refused = _cells(event)
+        loss, up, down, seconds, refused = round_cells(event)
         place = int(event.get("domain", 0)), int(event.get("round", 0)) + 1
         if spent and private:
             loss = spent.rounds.get(place, DASH)

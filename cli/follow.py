@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..server.events import Event, number, parse_line
+from ..server.report_accuracy import rounds_of
+from ..server.report_continual import head_words, methods_in_force
+from ..server.report_events import HEAD, answered_by
 
 
 class Tail:
@@ -37,14 +40,18 @@ class Progress:
     Attributes:
         run: the run's name; empty before run_started.
         domains: names in order.
-        rounds: rounds per domain; 0 when unknown.
+        rounds: rounds per domain, with those that the continual layer adds; 0 when unknown.
+        head: who answers in the place of the adapter's own head, in words.
         domain: index of the present domain.
         round: rounds begun in it.
         asked: clients asked in the present attempt.
         replied: how many of them have answered.
         table: the last finished rounds, each its round_finished event.
         scores: domain name -> accuracy 0..1 by the last evaluation.
-        means: (domain, rounds done in it) -> mean accuracy 0..1 over domains.
+        by: who answered in it: `HEAD`, or the adapter's own head.
+        means: (domain, rounds done in it) -> mean accuracy 0..1 over domains, of the adapter's
+            own head.
+        ends: domain -> mean accuracy 0..1 at its end and who answered.
         pace: seconds from round to round, the last few, of this session only.
         finished: whether run_finished was seen.
     """
@@ -52,13 +59,16 @@ class Progress:
     run: str = ""
     domains: list[str] = field(default_factory=list)
     rounds: int = 0
+    head: str = ""
     domain: int = 0
     round: int = 0
     asked: int = 0
     replied: int = 0
     table: list[Event] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
+    by: str = ""
     means: dict[tuple[int, int], float] = field(default_factory=dict)
+    ends: dict[int, tuple[float, str]] = field(default_factory=dict)
     pace: list[float] = field(default_factory=list)
     finished: bool = False
     _last: float | None = None
@@ -94,14 +104,15 @@ class Progress:
     def _on_run_started(self, event: Event) -> None:
         self.run = str(event.get("run") or "")
         self.domains = [str(domain.get("name")) for domain in event.get("domains") or []]
-        table = (event.get("config") or {}).get("round") or {}
-        self.rounds = int(number(table.get("rounds")) or 0)
+        self.rounds = int(rounds_of(event) or 0)
+        self.head = head_words(methods_in_force(event))
         self._last = number(event["time"])
 
     def _on_run_resumed(self, event: Event) -> None:
         self.domain, self.round = _int(event, "domain"), _int(event, "round")
         place = self.domain, self.round
         self.table = [e for e in self.table if (_int(e, "domain"), _int(e, "round")) < place]
+        self.ends = {domain: end for domain, end in self.ends.items() if domain < self.domain}
         self.asked = self.replied = 0
         # The time the run lay still says nothing of its pace.
         self.pace, self._last, self.finished = [], number(event["time"]), False
@@ -125,10 +136,15 @@ class Progress:
         self._last = float(event["time"])
 
     def _on_evaluated(self, event: Event) -> None:
-        self.scores = accuracies(event)
-        if self.scores:
-            place = _int(event, "domain"), _int(event, "round")
-            self.means[place] = sum(self.scores.values()) / len(self.scores)
+        self.scores, self.by = accuracies(event), answered_by(event)
+        if not self.scores:
+            return
+        domain, mean = _int(event, "domain"), sum(self.scores.values()) / len(self.scores)
+        if self.by != HEAD:
+            self.means[domain, _int(event, "round")] = mean
+        # Where a method answers, its head's figure stands.
+        if self.by == HEAD or self.ends.get(domain, (0.0, ""))[1] != HEAD:
+            self.ends[domain] = mean, self.by
 
     def _on_run_finished(self, event: Event) -> None:
         self.finished = True

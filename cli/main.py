@@ -142,6 +142,43 @@ def runs(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Names or folders of runs.", metavar="RUN...")],
+    page: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this form at run time
+        typer.Option(help="Write the comparison as one HTML page, too."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Show it as JSON.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Put runs side by side: what each knows after each domain, and what it forgot."""
+    from .comparing import show
+
+    show(runs, folder, page=page, as_json=json)
+
+
+@app.command()
+def withdraw(
+    folder: Annotated[Path, typer.Argument(help="A client's own folder.", metavar="CLIENT_DIR")],
+    id: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads this form at run time
+        typer.Option("--id", help="A record's id; may be repeated."),
+    ] = None,
+    ids: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this form at run time
+        typer.Option("--ids", help="A file of record ids, one a line."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All records of this client, present and to come.")
+    ] = False,
+) -> None:
+    """Have a client forget records: gone from its memory now, and from what it adds next."""
+    from .withdrawing import withdraw as start
+
+    start(folder, id or [], ids, everything=everything)
+
+
+@app.command()
 def bundle(
     file: File,
     folder: Annotated[Path, typer.Argument(help="Where the bundle is written.", metavar="DIR")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..server.report_continual import answered
 from ..server.report_sums import saturation
 from ..server.units import count, duration, percent, points, size
 from .spent import privacy_lines
@@ -89,13 +90,40 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     totals, learnt = report["totals"], report["learnt"]
     last = report["forgetting"][learnt - 1] if learnt > 1 else None
     up, down = size(totals["bytes_up"]), size(totals["bytes_down"])
+    if ends := totals["bytes_up_at_ends"]:
+        up = f"{up} up ({size(ends)} of it at ends of domains)"
+    else:
+        up = f"{up} up"
+    back, forward = report["backward_transfer"], report["forward_transfer"]
+    ahead = "" if forward is None else f", forward {points(forward)}"
+    weighted = report["weighted_accuracy"]
+    of_all = "" if weighted is None else f", {percent(weighted)} of all requests"
+    warned = report["continual"]["warnings"] if report["continual"] else []
     return [
-        f"average accuracy  {percent(report['final_accuracy'])}",
+        *([f"note: {who}"] if (who := answered(report)) else []),
+        f"average accuracy  {percent(report['final_accuracy'])}{of_all}",
+        f"learning accuracy {percent(report['learning_accuracy'])}",
         f"forgetting        {points(last)}",
-        f"bytes             {up} up, {down} down",
+        f"transfer          backward {points(back)}{ahead}",
+        *_clients(report["over_clients"]),
+        f"bytes             {up}, {down} down",
         f"time              {duration(totals['seconds'])}, {count(totals['rounds'], 'round')}",
         *(f"note: {line}" for line in report["missing"]),
+        *(f"warning: {line}" for line in warned),
     ]
+
+
+def _clients(over: Mapping[str, Any] | None) -> Iterator[str]:
+    """The mean, the spread and the worst of the clients' own accuracies, where they tell them."""
+    if over is None or over["average_accuracy"]["worst_node"] is None:
+        return
+    found, lost = over["average_accuracy"], over["forgetting"]
+    yield (
+        f"clients           mean {percent(found['mean'])}, weighted {percent(found['weighted'])}, "
+        f"spread {points(found['spread'])}"
+    )
+    fell = "" if lost is None else f"; forgetting up to {points(lost['worst'])}"
+    yield f"worst client      {percent(found['worst'])}, node {found['worst_node']}{fell}"
 
 
 def _updates(report: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from ..core.parts import SecureSum
 from ..core.seeds import derive, generator
 from ..core.sums import Chance, Figures
 from ..core.values import Ticket, Update, Vector
-from ..core.wire import PEAKS, peak_of
+from ..core.wire import PEAKS, in_units, peaks_of
 from .parties import Client, Sealing
 from .promise import Promise
 from .store import Kept
@@ -33,13 +33,15 @@ class Question:
         ticket: the round.
         salt: hash of all that the answer depends on.
         sealing: what the answer is sealed to.
-        unit: what counts as 1 in the sum; 0 for values as they are.
+        lengths: of the parts of the answer that have a scale of their own.
+        units: what counts as 1 in the sum, by part; none for values as they are.
     """
 
     ticket: Ticket
     salt: str
     sealing: Sealing
-    unit: float = 0.0
+    lengths: tuple[int, ...] = ()
+    units: tuple[float, ...] = ()
 
 
 def answer(
@@ -85,7 +87,7 @@ def peak(
     work: Callable[[], Update],
     promise: Promise,
 ) -> bytes:
-    """In which half octave the largest value of an answer lies, sealed.
+    """In which half octave the largest value of each part of an answer lies, sealed.
 
     The answer itself is computed and kept for the question that follows.
 
@@ -106,15 +108,15 @@ def peak(
             "what is learnt at the end of a domain must be finite; it is not. Nothing leaves the "
             "client. Lower [train] lr, or look at its records."
         )
-    place = peak_of(float(np.abs(kept.delta).max(initial=0.0)))
-    marked = np.zeros(PEAKS, np.float32)
-    if place is not None and kept.weight:
-        marked[place] = sums.scale(0.0, 1.0)
+    marked = np.zeros((len(question.lengths), PEAKS), np.float32)
+    for part, place in enumerate(peaks_of(kept.delta, question.lengths)):
+        if place is not None and kept.weight:
+            marked[part, place] = sums.scale(0.0, 1.0)
     # Rounding draws nothing: the mark is a whole number of the largest value that is sent.
     chance = Chance(generator(0, "peak", question.ticket.domain), kept.secret)
     party, pact = question.sealing.party, question.sealing.pact
     return sums.seal(
-        marked, Figures(min(kept.weight, 1.0)), pact, question.sealing.note, party, chance
+        marked.ravel(), Figures(min(kept.weight, 1.0)), pact, question.sealing.note, party, chance
     )
 
 
@@ -154,7 +156,7 @@ def _sealed(
     started = time.perf_counter()
     seed = derive(config.run.seed, "client", client.index, "domain", ticket.domain)
     body = sums.seal(
-        _in_units(kept.delta, question.unit, sums),
+        _in_units(kept.delta, question, sums),
         figures,
         sealing.pact,
         sealing.note,
@@ -166,9 +168,18 @@ def _sealed(
     return replace(kept, metrics=metrics, session=sealing.pact.session, body=body)
 
 
-def _in_units(delta: Vector, unit: float, sums: SecureSum) -> Vector:
-    """`delta` such that `unit` becomes the largest value that is ever sent."""
-    return delta if not unit else delta * np.float32(sums.scale(0.0, 1.0) / unit)
+def _in_units(delta: Vector, question: Question, sums: SecureSum) -> Vector:
+    """`delta` such that a part's unit becomes the largest value that is ever sent."""
+    if not question.units:
+        return delta
+    if len(question.units) != len(question.lengths):
+        raise RunError(
+            f"a summary of {len(question.lengths)} parts must have as many units; got "
+            f"{len(question.units)}. Install the same version at both ends."
+        )
+    most = sums.scale(0.0, 1.0)
+    factors = [most / unit if unit else 0.0 for unit in question.units]
+    return in_units(delta, question.lengths, factors)
 
 
 def _largest_weight(config: Config) -> float:

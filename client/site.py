@@ -112,15 +112,18 @@ class Site:
         # The config too: a run that is deleted and begun anew may have the old one's name.
         asked = self._text.encode() + params.tobytes() + summary.tobytes()
         salt = hashlib.sha256(asked).hexdigest()[:16]
-        unit = 0.0
+        self.promise.admit(client.store)
+        question = Question(task.ticket, salt, sealing)
         if kind != TRAIN:
-            task, unit = _ending(task, kind)
-        question = Question(task.ticket, salt, sealing, unit)
+            task, units = _ending(task, kind)
+            self._prepare(task, params)
+            lengths = self.continual.lengths(self.model.manifest)
+            question = Question(task.ticket, salt, sealing, lengths, units)
 
         def worked() -> Update:
             self._prepare(task, params)
             size = self._size(task, kind)
-            wanted = PEAKS if kind == PEAK else size
+            wanted = PEAKS * len(question.lengths) if kind == PEAK else size
             if sealing.pact.size != wanted:  # or what is charged would be the server's to choose
                 raise RunError(
                     f"the pact must be for {wanted} values; it is for {sealing.pact.size}"
@@ -141,7 +144,6 @@ class Site:
             released()
             return update
 
-        self.promise.admit(client.store)
         if kind == PEAK:
             body = peak(question, client, self.config, self.secure_sum, worked, self.promise)
             return body, {}
@@ -347,15 +349,15 @@ class Site:
         return [index[label] for label in task.domain.labels]
 
 
-def _ending(task: Task, kind: str) -> tuple[Task, float]:
-    """The task and the unit of its values, whichever of a domain's last two questions it came with.
+def _ending(task: Task, kind: str) -> tuple[Task, tuple[float, ...]]:
+    """The task and the units of its parts, whichever of a domain's last two questions it came with.
 
     The answer is computed once: the question how large it is comes first, and as one round later.
     """
     asked = task.ticket
-    size, unit = summary_parts(asked.manifest)
+    size, units = summary_parts(asked.manifest)
     round_ = asked.round - (kind == PEAK)
-    return replace(task, ticket=replace(asked, manifest=summary_name(size), round=round_)), unit
+    return replace(task, ticket=replace(asked, manifest=summary_name(size), round=round_)), units
 
 
 def open_site(text: str, data: tuple[tuple[str, Any], ...] = (), own: Own = NOTHING_OWN) -> Site:

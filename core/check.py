@@ -51,6 +51,14 @@ def build(config: Config, table: str, **extra: Any) -> Any:
     return plugins.load(kind, plugin.name, {**options, **extra}, part, place=table)
 
 
+def methods(config: Config) -> list[str]:
+    """Names of the continual methods that are in force, in order."""
+    options = _options(config, "continual")
+    if config.continual.name != "chain":
+        return [config.continual.name]
+    return [str(method.get("name", "")) for method in options["methods"]]
+
+
 def _options(config: Config, table: str) -> dict[str, Any]:
     """The options of `[table]`, with the default methods where no continual method is named."""
     plugin: Plugin = getattr(config, table)

@@ -12,22 +12,25 @@ from .errors import ConfigError, Fault
 from .parts import Continual, SecureSum
 
 _CAUSAL = "causal_lm"
-_HEAD_BITS = 12
+_DEFAULTS = ("replay", "ewc", "analytic_head")
 
 
 def default_methods(config: Config) -> tuple[Mapping[str, Any], ...]:
     """What `[continual]` means where no method is named: replay, EWC and an analytic head.
 
-    A causal model has no head. Nor has a run whose sums are rounded to fewer bits than class
-    statistics stand; nor one that is private to users, where noise would drown such sums.
+    Left out are methods that need labels where the model is causal, those whose sums do not stand
+    being rounded to so few bits as the run's; and, where users' privacy is promised, all that
+    would be summed: noise for a whole user would drown it.
     """
-    replay, ewc, head = {"name": "replay"}, {"name": "ewc"}, {"name": "analytic_head"}
     if config.user_privacy.name != "off":
-        return (replay,)
-    bits = sum_bits(config)
-    if config.model.name == _CAUSAL or (bits and bits < _HEAD_BITS):
-        return (replay, ewc)
-    return (replay, ewc, head)
+        return ({"name": _DEFAULTS[0]},)
+    bits, causal = sum_bits(config), config.model.name == _CAUSAL
+    chosen = []
+    for name in _DEFAULTS:
+        method: Continual = plugins.load("continual", name, {}, Continual)
+        if not (method.classifies and causal) and not (bits and bits < method.bits):
+            chosen.append({"name": name})
+    return tuple(chosen)
 
 
 def sum_bits(config: Config) -> int:

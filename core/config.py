@@ -81,7 +81,7 @@ class Train(Table):
 class Round(Table):
     """`[round]`: rounds per domain, who is asked, when an answer counts."""
 
-    rounds: Count = 3
+    rounds: Annotated[int, Field(ge=0)] = 3
     cohort: Annotated[int, Field(ge=0)] = 0
     min_replies: Count = 1
     deadline_s: Annotated[float, Field(gt=0.0)] = 600.0

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .errors import RunError
 from .values import Domain, Manifest, Records, Vector
 
 Tensors: TypeAlias = Mapping[str, Any]
@@ -168,6 +169,8 @@ class Continual:
         mask: client, in each step: (memory, parameters that train) -> multiplier of the step per
             tensor, each value in 0..1; a tensor that is left out is not masked.
         size: (manifest) -> m, how many values `finish` gives; may be 0.
+        parts: (manifest) -> lengths of the parts of that vector, m in all, within which values are
+            alike in size: where sums are rounded, each has its own scale. Empty for one part.
         finish: client: (memory, shard, model, phase) -> the vector [m] to add up over the
             clients; at the end of a domain. It may be called again for the same domain, after a
             crash or a failed attempt, and then gives the same and remembers the same.
@@ -195,6 +198,7 @@ class Continual:
     pull: Callable[[Any, Tensors], Tensors] = no_tensors
     mask: Callable[[Any, Tensors], Tensors] = no_tensors
     size: Callable[[Manifest], int] = lambda manifest: 0
+    parts: Callable[[Manifest], tuple[int, ...]] = lambda manifest: ()
     finish: Callable[[Any, Records, Any, Phase], Vector] = _finished
     begin: Callable[[Kept, Vector, Manifest, int], tuple[Kept, Vector]] = _begun
     learn: Callable[[Kept, Lesson], Kept] = _kept_mean
@@ -208,3 +212,15 @@ class Continual:
     replays: bool = False
     classifies: bool = False
     private: bool = False
+
+    def lengths(self, manifest: Manifest) -> tuple[int, ...]:
+        """Lengths of the parts of what `finish` gives.
+
+        Raises:
+            RunError: they are not as long as the whole.
+        """
+        size = self.size(manifest)
+        found = self.parts(manifest) or (size,)
+        if sum(found) != size or min(found) < 0:
+            raise RunError(f"the parts of a summary must be {size} values in all; got {found}")
+        return found

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import RunError
-from .values import Domain, Ticket
+from .values import Domain, Ticket, Vector
 
 CONFIG_KEY = "config"
 """Flower run-config key that holds the whole TOML text."""
@@ -38,16 +41,26 @@ sealed update or answer, what one node alone is told."""
 PEAKS = 161
 """Number of half octaves, 2**-40 to 2**40, in which the largest value of a summary may lie."""
 _LOWEST = -80
-_SUMMARY = re.compile(r"summary-(\d{1,12})(?:-(\d{1,3}|peak))?")
+_PLACE = r"(?:\d{1,3}|n)"
+_SUMMARY = re.compile(rf"summary-(\d{{1,12}})(?:-(peak|{_PLACE}(?:\.{_PLACE}){{0,63}}))?")
 
 
-def summary_name(size: int, peak: int | str | None = None) -> str:
-    """What travels at the end of a domain: `size` values; their peak is asked before, or known."""
-    return f"summary-{size}" if peak is None else f"summary-{size}-{peak}"
+def summary_name(size: int, places: Sequence[int | None] = ()) -> str:
+    """What travels at the end of a domain: `size` values in parts whose peaks are known."""
+    if not places:
+        return f"summary-{size}"
+    return f"summary-{size}-" + ".".join("n" if p is None else str(p) for p in places)
 
 
-def summary_parts(name: str) -> tuple[int, float]:
-    """Number of values and their unit, above which no value of a client is; 0 where none is named.
+def peak_name(size: int) -> str:
+    """What is asked before `size` values travel: in which half octaves their peaks are."""
+    return f"summary-{size}-peak"
+
+
+def summary_parts(name: str) -> tuple[int, tuple[float, ...]]:
+    """Number of values, and the unit of each part, above which no value of a client is.
+
+    A unit is 0 where all values of a part are; there are none where peaks are not known.
 
     Raises:
         RunError: this is not the name of a summary.
@@ -56,8 +69,31 @@ def summary_parts(name: str) -> tuple[int, float]:
     if found is None:
         raise RunError(f"the end of a domain must be asked for a summary; got {name[:40]!r}")
     if found[2] in (None, "peak"):
-        return int(found[1]), 0.0
-    return int(found[1]), 2.0 ** ((min(int(found[2]), PEAKS - 1) + _LOWEST) / 2)
+        return int(found[1]), ()
+    return int(found[1]), tuple(_unit(place) for place in found[2].split("."))
+
+
+def _unit(place: str) -> float:
+    return 0.0 if place == "n" else 2.0 ** ((min(int(place), PEAKS - 1) + _LOWEST) / 2)
+
+
+def in_units(
+    vector: npt.NDArray[Any], lengths: Sequence[int], factors: Sequence[float]
+) -> npt.NDArray[Any]:
+    """`vector` with each part of the given lengths times its factor."""
+    return np.concatenate(
+        [part * factor for part, factor in zip(_split(vector, lengths), factors, strict=True)]
+    ).astype(vector.dtype, copy=False)
+
+
+def peaks_of(vector: Vector, lengths: Sequence[int]) -> list[int | None]:
+    """The half octave of the largest value of each part; None where all are 0."""
+    parts = _split(vector, lengths)
+    return [peak_of(float(np.abs(part).max(initial=0.0))) for part in parts]
+
+
+def _split(vector: npt.NDArray[Any], lengths: Sequence[int]) -> list[npt.NDArray[Any]]:
+    return np.split(vector, np.cumsum(lengths)[:-1])
 
 
 def peak_of(largest: float) -> int | None:

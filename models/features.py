@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from torch import nn
 
 from ..core.errors import ModelError
 from ..core.values import Vector
-from .depth import Ragged, find_layers
+from .depth import find_layers
 
-# Texts per forward pass: fixed, because the composition of a batch can change the last bit of
-# a float, and the same records must give the same bits.
-_BATCH = 64
+# Every forward pass is of this many texts, padded to a multiple of so many tokens: a product of
+# the same shape adds in the same order, so that a text's bits do not depend on its company, and
+# sums over clients equal those over all their records at once.
+_BATCH, _STEP = 8, 4
 
 
 def pooled(
@@ -32,8 +34,8 @@ def pooled(
     """Mean over a text's tokens of the last hidden states, float32 [n, layers * width].
 
     The last layer's is what the base gives out, after its final norm where it has one; those
-    below are taken as they leave their layer. They stand side by side, the last layer first. The
-    order of the texts changes no bit: they run sorted, and equal ones once.
+    below are taken as they leave their layer. They stand side by side, the last layer first.
+    Which other texts there are, and in which order, changes no bit of a text's features.
 
     Args:
         base: a transformers model without a task's head; left as it was.
@@ -48,17 +50,44 @@ def pooled(
     lower = _lower_layers(base, layers)
     width = base.config.hidden_size
     texts = sorted({tuple(ids) for ids in tokens}, key=lambda ids: (len(ids), ids))
-    found = np.empty((len(texts), layers * width), np.float32)
+    found: dict[tuple[int, ...], Vector] = {}
     with _evaluating(base), torch.no_grad():
-        for start in range(0, len(texts), _BATCH):
-            part = texts[start : start + _BATCH]
-            rows = Ragged.of([torch.tensor(ids) for ids in part])
-            ids, mask = rows.padded(np.arange(len(part)))
+        for length, part in _batches(texts, _most(base)):
+            ids, mask = _padded(part, length)
             with autocast():
                 means = _means(base, ids.to(device), mask.to(device), lower)
-            found[start : start + len(part)] = torch.cat(means, 1).cpu().numpy()
-    place = {ids: i for i, ids in enumerate(texts)}
-    return found[[place[tuple(ids)] for ids in tokens]]
+            values = torch.cat(means, 1).cpu().numpy()
+            found |= {ids_: values[i] for i, ids_ in enumerate(part)}
+    rows = [found[tuple(ids)] for ids in tokens]
+    return np.stack(rows) if rows else np.empty((0, layers * width), np.float32)
+
+
+def _most(base: Any) -> int:
+    """Tokens that surely have a position each; some bases count positions from 2."""
+    return int(getattr(base.config, "max_position_embeddings", 2**30)) - 2
+
+
+def _batches(
+    texts: Sequence[tuple[int, ...]], most: int
+) -> Iterator[tuple[int, Sequence[tuple[int, ...]]]]:
+    """Padded lengths, and at most a batch of texts of each; `texts` rise in length."""
+
+    def padded(ids: tuple[int, ...]) -> int:
+        length = -(-len(ids) // _STEP) * _STEP
+        return length if length <= most else len(ids)
+
+    for length, same in groupby(texts, key=padded):
+        group = list(same)
+        for start in range(0, len(group), _BATCH):
+            yield length, group[start : start + _BATCH]
+
+
+def _padded(texts: Sequence[tuple[int, ...]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [batch, length]; a short batch is filled up with its first text."""
+    filled = [*texts, *[texts[0]] * (_BATCH - len(texts))]
+    ids = torch.tensor([[*row, *[row[0]] * (length - len(row))] for row in filled])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in filled])
+    return ids, mask
 
 
 def _lower_layers(base: Any, layers: int) -> list[nn.Module]:

@@ -29,7 +29,7 @@ def contributions(clients: Sequence[Mapping[str, Any]], width: float) -> str:
     """
     rows = [
         Bar(
-            f"node {_short(client['node'])}",
+            f"node {short(client['node'])}",
             _part(client),
             count(client["rounds"], "round") if weights_sealed(clients) else percent(_part(client)),
             f"{client['rejected']:,} rejected" if client["rejected"] else "",
@@ -77,8 +77,8 @@ def _part(client: Mapping[str, Any]) -> float:
     return float(client["rounds"] if client["share"] is None else client["share"])
 
 
-def _short(node: int) -> str:
-    """Flower's node ids have up to 19 digits: enough of both ends to tell them apart."""
+def short(node: int) -> str:
+    """A node's id; of Flower's, of up to 19 digits, enough of both ends to tell them apart."""
     text = str(node)
     return text if len(text) <= 10 else f"{text[:4]}\N{HORIZONTAL ELLIPSIS}{text[-4:]}"
 

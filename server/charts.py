@@ -59,7 +59,7 @@ def heat_map(
         y = top + high * i
         for j in range(i + 1):
             parts.append(
-                _heat_cell(
+                heat_cell(
                     row[j],
                     (left + cell * j, y, cell, high),
                     i == j,
@@ -68,12 +68,12 @@ def heat_map(
                 )
             )
         if numbers:
-            mean = DASH if average[i] is None else _cell_number(average[i] or 0.0, 40.0)
+            mean = DASH if average[i] is None else cell_number(average[i] or 0.0, 40.0)
             parts.append(svg.write(edge + right - 8, y + high / 2 + 4, mean, "strong", "end"))
     if numbers:
         parts.append(svg.write(edge + right - 8, 34, "mean", "soft", "end"))
     bottom = top + high * len(names)
-    parts += _ramp(left, bottom + 14)
+    parts += ramp(left, bottom + 14)
     label = f"Accuracy matrix of {count(len(names), 'domain')}"
     return svg.picture(max(edge + right, left + 220), bottom + 44, label, *parts)
 
@@ -97,9 +97,18 @@ def _heat_heads(
     return parts
 
 
-def _heat_cell(
+def heat_cell(
     value: Cell, place: tuple[float, float, float, float], new: bool, numbers: bool, what: str
 ) -> str:
+    """One cell of a heat map.
+
+    Args:
+        value: rate that its colour says.
+        place: x, y, width and height in px.
+        new: whether it has a rim, for a domain that was just learnt.
+        numbers: whether it holds its value in percent.
+        what: for the pointer.
+    """
     x, y, cell, high = place
     gap = 1.0 if numbers else 0.25
     level = "none" if value is None else f"h{round(min(1.0, max(0.0, value)) * (LEVELS - 1))}"
@@ -111,18 +120,23 @@ def _heat_cell(
         height=high - 2 * gap,
         class_=f"{level} new" if new and numbers else level,
     )
-    shown = DASH if value is None else _cell_number(value, cell)
+    shown = DASH if value is None else cell_number(value, cell)
     middle = x + cell / 2, y + high / 2 + 4
     ink = "soft" if value is None else f"ink-{level}"
     words = svg.write(*middle, shown, ink, "middle") if numbers else ""
+    if value is None and not numbers and cell >= 6:
+        # Without a number nothing else tells it from a rate of 0.
+        words = svg.rule(x + 0.3 * cell, y + high / 2, x + 0.7 * cell, y + high / 2, "axis")
     return svg.element("g", svg.title(f"{what}: {percent(value)}"), box, words)
 
 
-def _cell_number(value: float, cell: float) -> str:
+def cell_number(value: float, cell: float) -> str:
+    """A rate in percent, with a decimal where `cell` px have room for it."""
     return f"{100 * value:.1f}" if cell >= 38 else f"{100 * value:.0f}"
 
 
-def _ramp(x: float, y: float) -> list[str]:
+def ramp(x: float, y: float) -> list[str]:
+    """The key to a heat map's colours."""
     boxes = [
         svg.element("rect", x=x + 32 + 6.0 * i, y=y, width=6.3, height=10, class_=f"h{i}")
         for i in range(LEVELS)
@@ -132,11 +146,23 @@ def _ramp(x: float, y: float) -> list[str]:
 
 
 def over_domains(
-    names: Sequence[str], average: Sequence[Cell], forgetting: Sequence[Cell], width: float
+    names: Sequence[str],
+    average: Sequence[Cell],
+    forgetting: Sequence[Cell],
+    width: float,
+    own: Sequence[Cell] = (),
 ) -> str:
-    """Average accuracy and forgetting [T] after each domain: two lines on one scale of percent."""
+    """Average accuracy and forgetting [T] after each domain: lines on one scale of percent.
+
+    Args:
+        names: of the domains.
+        average: accuracy.
+        forgetting: since each domain's best.
+        width: in px.
+        own: average accuracy of the adapter's own head, where another one answers.
+    """
     height, left, right, top, bottom = 300.0, 52.0, 92.0, 14.0, 40.0
-    known = [value for value in (*average, *forgetting) if value is not None]
+    known = [value for value in (*average, *forgetting, *own) if value is not None]
     marks = svg.ticks(min([0.0, *known]), max([0.0, *known]) or 1.0)
     x = spread(len(names), left + 16, width - right - 8)
 
@@ -144,10 +170,14 @@ def over_domains(
         return top + (height - top - bottom) * (marks[-1] - value) / (marks[-1] - marks[0])
 
     parts = [level(left, width - right, y(mark), f"{100 * mark:.0f} %") for mark in marks]
-    parts += _domain_names(names, x, height - bottom + 20)
+    parts += domain_names(names, x, height - bottom + 20)
     ends: list[tuple[float, str, str, str]] = []
     radius = 3.5 if len(names) <= MOST_NUMBERS else 2.0
-    lines = ((average, "one", "average", percent), (forgetting, "two", "forgetting", points))
+    lines: tuple[tuple[Sequence[Cell], str, str, Callable[[float | None], str]], ...] = (
+        (own, "three", "own head", percent),
+        (average, "one", "average", percent),
+        (forgetting, "two", "forgetting", points),
+    )
     for values, style, word, say in lines:
         line = [(x(i), None if value is None else y(value)) for i, value in enumerate(values)]
         parts.append(svg.path(line, f"line {style}"))
@@ -158,7 +188,7 @@ def over_domains(
         ]
         last = [(x(i), value) for i, value in enumerate(values) if value is not None][-1:]
         ends += [(y(value), say(value), word, style) for _, value in last]
-    parts += _end_labels(ends, width - right + 14)
+    parts += end_labels(ends, width - right + 14, height - bottom + 2)
     label = "Average accuracy and forgetting after each domain"
     return svg.picture(width, height, label, *parts)
 
@@ -181,7 +211,8 @@ def dot(x: float, y: float, style: str, hint: str, radius: float = 3.5) -> str:
     return svg.element("circle", svg.title(hint), cx=x, cy=y, r=radius, class_=f"{kind} {style}")
 
 
-def _domain_names(names: Sequence[str], x: Callable[[int], float], y: float) -> list[str]:
+def domain_names(names: Sequence[str], x: Callable[[int], float], y: float) -> list[str]:
+    """The domains below a chart, or their numbers, every few, where there is no room."""
     room = x(1) - x(0) if len(names) > 1 else 160.0
     words = room >= 52
     step = 1 if words else math.ceil(22 / room)
@@ -194,14 +225,25 @@ def _domain_names(names: Sequence[str], x: Callable[[int], float], y: float) -> 
     ]
 
 
-def _end_labels(ends: list[tuple[float, str, str, str]], x: float) -> list[str]:
-    """Value and name at the end of each line, pushed apart where they would overlap."""
-    parts, free = [], -math.inf
-    for y, value, word, style in sorted(ends):
-        at = max(y, free)
+def end_labels(ends: list[tuple[float, str, str, str]], x: float, lowest: float) -> list[str]:
+    """Value and name at the end of each line, pushed apart where they would overlap.
+
+    Args:
+        ends: y of each line's end, value, name and class of its colour.
+        x: where the labels begin.
+        lowest: y that no label goes below.
+    """
+    ordered, places = sorted(ends), list[float]()
+    for y, *_ in ordered:
+        places.append(max(y, places[-1] + 34 if places else -math.inf))
+    free = lowest - 15
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], free)
+        free = places[i] - 34
+    parts = []
+    for at, (_, value, word, style) in zip(places, ordered, strict=True):
         parts.append(svg.write(x, at + 1, value, f"strong ink-{style}"))
         parts.append(svg.write(x, at + 15, word, f"ink-{style}"))
-        free = at + 34
     return parts
 
 

@@ -185,7 +185,8 @@ def _collect(
         asking.ticket,
         agreement.pact,
         frozenset(agreement.nodes),
-        table.max_change,
+        # What a method sums at the end of a domain is no change of the parameters.
+        table.max_change if told else math.inf,
         table.max_weight,
     )
     vectors = {PARAMS: state.params, SUMMARY: state.summary}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..core.errors import RunError
 from ..core.parts import Lesson
 from ..core.values import Records, ServerState
-from ..core.wire import FINISH, PEAK, PEAKS, summary_name, summary_parts
+from ..core.wire import FINISH, PEAK, PEAKS, in_units, peak_name, summary_name, summary_parts
 from ..data.stream import of_domain
 from . import knowledge
 from .exchange import Outcome, exchange
@@ -86,6 +86,7 @@ def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerStat
         facts=dict(room.continual.facts(kept)),
         values=size,
         bytes_up=outcome.size_bytes,
+        bytes_down=len(outcome.counted) * (state.params.nbytes + state.summary.nbytes),
         clients=len(outcome.counted),
         seconds=time.monotonic() - started,
     )
@@ -102,30 +103,32 @@ def _summed(
     room: Room, state: ServerState, known: Knowledge, size: int
 ) -> tuple[Outcome, npt.NDArray[np.float64]]:
     """The outcome of the last exchange of a domain, and the sum in its own units, float64 [m]."""
-    name, unit = summary_name(size), 1.0
+    lengths, places = room.continual.lengths(room.model.manifest), list[int | None]()
     clip = room.secure_sum.scale(0.0, 1.0) if size else 0.0
     # Users' privacy fixes the scale: how large their values are is not to be asked.
     if clip and not room.user.unit:
-        place = _peak(room, state, known, size, clip)
-        if place is not None:
-            name = summary_name(size, place)
-            unit = summary_parts(name)[1] / clip
+        places = _peaks(room, state, known, lengths, clip)
+    name = summary_name(size, places)
     outcome = exchange(room, state, FINISH, name, size, known.counted)
     _need_sum(state, outcome)
-    total = np.asarray(outcome.opened.total, np.float64) * unit
+    total = np.asarray(outcome.opened.total, np.float64)
+    if places:
+        total = in_units(total, lengths, [unit / clip for unit in summary_parts(name)[1]])
     if not np.isfinite(total).all():
         raise RunError(f"the sum at the end of domain {state.domain} must be finite; it is not")
     return outcome, total
 
 
-def _peak(room: Room, state: ServerState, known: Knowledge, size: int, clip: float) -> int | None:
-    """The half octave of the largest value of any client; None where all are 0."""
+def _peaks(
+    room: Room, state: ServerState, known: Knowledge, lengths: tuple[int, ...], clip: float
+) -> list[int | None]:
+    """The half octave of the largest value of any client, by part; None where all are 0."""
     # As one round later: a key holder opens each round once.
-    later = replace(state, round=state.round + 1)
-    outcome = exchange(room, later, PEAK, summary_name(size, "peak"), PEAKS, known.counted)
+    later, size = replace(state, round=state.round + 1), PEAKS * len(lengths)
+    outcome = exchange(room, later, PEAK, peak_name(sum(lengths)), size, known.counted)
     _need_sum(state, outcome)
-    places = np.flatnonzero(outcome.opened.total > clip / 2)
-    return int(places[-1]) if len(places) else None
+    marked = (outcome.opened.total > clip / 2).reshape(len(lengths), PEAKS)
+    return [int(np.flatnonzero(row)[-1]) if row.any() else None for row in marked]
 
 
 def _need_sum(state: ServerState, outcome: Outcome) -> None:

@@ -57,6 +57,8 @@ svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .edge { stroke: var(--edge); stroke-width: 1; stroke-dasharray: 2 3; }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 svg .line.one { stroke: var(--one); } svg .line.two { stroke: var(--two); }
+svg .line.three { stroke: var(--three); stroke-dasharray: 5 4; }
+svg .ink-three { fill: var(--three); } svg .dot.three { fill: var(--three); }
 svg .dot { stroke: var(--paper); stroke-width: 1.5; } svg .dot.bare { stroke: none; }
 svg .dot.one, svg .bar.one { fill: var(--one); }
 svg .dot.two, svg .bar.two { fill: var(--two); }
@@ -76,6 +78,11 @@ th, td { text-align: left; vertical-align: top; padding: 4px 18px 4px 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 th { font-weight: 400; color: var(--soft); min-width: 9em; }
 .columns th { min-width: 0; }
+.columns th, .columns td { overflow-wrap: break-word; }
+.columns th[scope="row"] { min-width: 6em; }
+.columns td:last-child { min-width: 7em; }
+.columns.dense td { white-space: nowrap; padding-right: 12px; min-width: 0; }
+.columns:not(.words) td:not(:last-child) { white-space: nowrap; }
 figure > .notes { margin: 14px 0 18px; }
 .matrix th { min-width: 0; overflow-wrap: normal; }
 .matrix td { text-align: right; }

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core import metrics
 from ..core.files import write_atomically
 from . import report_log
-from .events import Event, number, plain, read_events, settle
+from .events import Event, number, plain, read_events
+from .report_accuracy import accuracies
+from .report_continual import continual, ends_cost
+from .report_events import MODEL, answered_by, settled
 from .report_log import NOTHING, Costs, Log, Place, by_name, integer, place, table
 from .report_page import render
 from .report_privacy import privacy, read_audit
@@ -42,9 +44,10 @@ def write_report(run_folder: Path) -> dict[str, Any]:
 def summarise(events: Iterable[Event]) -> dict[str, Any]:
     """All there is to say about a run, as values that strict JSON can hold.
 
-    Accuracies, forgetting and shares are 0..1 (forgetting and backward transfer -1..1); bytes
-    and seconds are totals over clients and attempts; what was not measured is null. A domain's
-    row of `accuracy_matrix` is filled once the domain is learnt to its end. `sums` says how updates
+    Accuracies, forgetting and shares are 0..1 (forgetting and transfer -1..1); bytes and seconds
+    are totals over clients and attempts, with those of the ends of domains; what was not measured
+    is null. A domain's row of `accuracy_matrix` is filled once the domain is learnt to its end.
+    `continual` says what the continual layer keeps; it is null without one. `sums` says how updates
     were hidden; it is null where the log does not. `privacy` says what was promised and spent; it
     is null where nothing was. `missing` says in plain sentences what the events did not hold.
 
@@ -53,7 +56,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
     Raises:
         RunError: an event without the integers that say where it belongs.
     """
-    log = by_name(settle(events))
+    log = by_name(settled(events))
     start = log["run_started"][-1] if log["run_started"] else {}
     end = log["run_finished"][-1] if log["run_finished"] else {}
     domains = _domains(log, start)
@@ -68,12 +71,13 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "num_clients": start.get("clients"),
         "domains": domains,
         "adapter_hash": end.get("adapter_hash"),
-        **_accuracies(log, start, domains),
+        **accuracies(log, start, domains),
         "rounds": rounds,
         "clients": _clients(log),
         "rejected": dict(Counter(str(r.get("cause", "")) for r in log["reply"] if not r.get("ok"))),
         "totals": _totals(log, lost, number(end.get("seconds"))),
         "failed_attempts": [_failure(event) for event in log["round_failed"]],
+        "continual": continual(log, start),
         "sums": sums(log, start, rounds),
         "privacy": privacy(log, start),
         "audit": None,
@@ -99,62 +103,10 @@ def _domains(log: Log, start: Event) -> list[dict[str, Any]]:
     return domains
 
 
-def _accuracies(log: Log, start: Event, domains: list[dict[str, Any]]) -> dict[str, Any]:
-    names = [domain["name"] for domain in domains]
-    rows = _last_evaluations(log, start, domains)
-    matrix = np.full((len(names), len(names)), np.nan)
-    for i, event in rows.items():
-        for j, name in enumerate(names[: i + 1]):
-            value = number(table(event.get("accuracy")).get(name))
-            matrix[i, j] = np.nan if value is None else value
-    # Only the learnt part: a domain that has not come yet is not a domain that scores nothing.
-    learnt = max(rows, default=-1) + 1
-    seen = matrix[:learnt, :learnt]
-    pad = [None] * (len(names) - learnt)
-    average = metrics.average_accuracy(seen)
-    return {
-        "learnt": learnt,
-        "accuracy_matrix": matrix,
-        "average_accuracy": [*average, *pad],
-        "forgetting": [*metrics.forgetting(seen), *pad],
-        "backward_transfer": metrics.backward_transfer(seen),
-        "learning_accuracy": metrics.learning_accuracy(seen),
-        "final_accuracy": average[-1] if learnt else None,
-        "weighted_accuracy": _weighted(rows[learnt - 1]) if learnt else None,
-        "evaluated_where": rows[learnt - 1].get("where") if learnt else None,
-    }
-
-
-def _last_evaluations(log: Log, start: Event, domains: list[dict[str, Any]]) -> dict[int, Event]:
-    """Domain -> the evaluation after its last round, for domains learnt to their end."""
-    rounds = number(table(table(start.get("config")).get("round")).get("rounds"))
-    begun = max((event["domain"] for event in log["round_started"]), default=-1)
-    last: dict[int, Event] = {}
-    for event in log["evaluated"]:
-        domain = event["domain"]
-        whole = rounds is not None and event["round"] >= rounds
-        over = domain < begun or (domain < len(domains) and domains[domain]["finished"])
-        newer = domain not in last or event["round"] >= last[domain]["round"]
-        if 0 <= domain < len(domains) and (whole or over) and newer:
-            last[domain] = event
-    return last
-
-
-def _weighted(event: Event) -> float | None:
-    """Share of all test requests answered rightly, 0..1; None without totals."""
-    totals = table(event.get("totals"))
-    pairs = [
-        (accuracy, total)
-        for name, value in table(event.get("accuracy")).items()
-        if (accuracy := number(value)) is not None and (total := number(totals.get(name)))
-    ]
-    asked = sum(total for _, total in pairs)
-    return sum(accuracy * total for accuracy, total in pairs) / asked if asked > 0 else None
-
-
 def _rounds(log: Log, lost: Costs) -> list[dict[str, Any]]:
     """One entry per finished round, what its failed attempts cost included."""
-    scores = {(e["domain"], e["round"]): e for e in log["evaluated"]}
+    own = [event for event in log["evaluated"] if answered_by(event) == MODEL]
+    scores = {(e["domain"], e["round"]): e for e in own}
     return [
         _round(event, scores.get((event["domain"], event["round"] + 1), {}), lost)
         for event in sorted(log["round_finished"], key=lambda e: (e["domain"], e["round"]))
@@ -217,19 +169,25 @@ def _client(node: int, replies: list[Event], failed: frozenset[Place]) -> dict[s
 
 
 def _totals(log: Log, lost: Costs, seconds: float | None) -> dict[str, Any]:
-    """Sums over the run's rounds and failed attempts.
+    """Sums over the run's rounds, failed attempts and ends of domains.
 
     After a resume, run_finished may count from the resume only: its seconds stand where they
     are no less than what the rounds took.
     """
-    done, failed = log["round_finished"], lost.values()
+    done, failed, ends = log["round_finished"], lost.values(), ends_cost(log)
     spent = sum(number(e.get("seconds")) or 0.0 for e in done) + sum(c["seconds"] for c in failed)
     sizes = {
-        key: sum(integer(event.get(key)) for event in done) + int(sum(cost[key] for cost in failed))
+        key: sum(integer(event.get(key)) for event in done)
+        + int(sum(cost[key] for cost in [*failed, ends]))
         for key in ("bytes_up", "bytes_down")
     }
-    counts = {"rounds": len(done), "replies": len(log["reply"])}
-    return {**sizes, "seconds": max(spent, seconds or 0.0), **counts}
+    return {
+        **sizes,
+        "bytes_up_at_ends": int(ends["bytes_up"]),
+        "seconds": max(spent + ends["seconds"], seconds or 0.0),
+        "rounds": len(done),
+        "replies": len(log["reply"]),
+    }
 
 
 def _failure(event: Event) -> dict[str, Any]:
@@ -244,14 +202,15 @@ def _missing(report: dict[str, Any]) -> Iterable[str]:
     if not report["finished"]:
         done = sum(domain["finished"] for domain in domains)
         yield f"The run is not finished: {done} of {len(domains)} domains have ended."
-    if not report["rounds"]:
+    ended = bool(report["continual"] and report["continual"]["domains"])
+    if not report["rounds"] and not ended:
         yield "No round was finished, so nothing was trained."
-    if not report["clients"]:
+    if not report["clients"] and not ended:
         yield "No client replied."
-    if report["rounds"] and not learnt:
+    if (report["rounds"] or ended) and not learnt:
         yield "No domain was measured after its last round: accuracy and forgetting are unknown."
     below = np.tril_indices(learnt, m=len(domains))
     if np.isnan(report["accuracy_matrix"][:learnt][below]).any():
         yield "Some domains were not measured after some others: their cells are empty."
     if learnt == 1:
-        yield "Forgetting and backward transfer need at least two domains."
+        yield "Forgetting and transfer need at least two domains."

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from . import bar_charts, charts, round_charts
+from . import bar_charts, round_charts
 from .chart_frame import thinning
 from .page_style import style_sheet
+from .report_accuracy_page import accuracy_figures
+from .report_continual_page import continual_figures
 from .report_log import table
 from .report_parts import after, figure
 from .report_privacy import breaches, epsilon, noun
@@ -55,8 +57,14 @@ def verdict(report: Report) -> str:
 
 
 def _unmeasured(report: Report, total: int) -> str:
+    ends = report["continual"]["domains"] if report["continual"] else []
     if not report["rounds"]:
-        return "Nothing was trained in this run yet."
+        if not ends:
+            return "Nothing was trained in this run yet."
+        return (
+            f"{len(ends)} of {count(total, 'domain')} ended; how well the model answers was not "
+            "measured."
+        )
     done, last = count(len(report["rounds"]), "round"), report["rounds"][-1]["domain"]
     trained = sum(domain["finished"] for domain in report["domains"])
     if not trained:
@@ -95,7 +103,8 @@ def _header(report: Report) -> Iterator[str]:
     line = " \N{MIDDLE DOT} ".join(said)
     yield f'<header>\n<p class="run">{line}</p>'
     yield f"<h1>{escape(verdict(report))}</h1>"
-    notes = [*report["missing"], *breaches(report["privacy"])]
+    warned = report["continual"]["warnings"] if report["continual"] else []
+    notes = [*report["missing"], *breaches(report["privacy"]), *warned]
     if notes:
         items = "".join(f"<li>{escape(line)}</li>" for line in notes)
         yield f'<ul class="notes">{items}</ul>'
@@ -111,6 +120,8 @@ def _setting(report: Report) -> Iterator[str]:
     config = report["config"]
     for part in ("strategy", "continual", "privacy", "user_privacy", "secure_sum"):
         name = table(config.get(part)).get("name")
+        if part == "continual" and report["continual"]:
+            name = " + ".join(report["continual"]["methods"])
         if name and name not in ("none", "off", "plain"):
             yield str(name)
     yield count(len(report["domains"]), "domain")
@@ -131,21 +142,33 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
     if report["privacy"]:
         yield _epsilon_tile(report["privacy"]["units"])
     else:
-        yield "Backward transfer", later, "of later to earlier domains"
+        forward = report["forward_transfer"]
+        ahead = "of later to earlier domains" if forward is None else f"forward: {points(forward)}"
+        yield "Backward transfer", later, ahead
     again = len(report["failed_attempts"])
     yield (
         "Rounds",
         f"{totals['rounds']:,}",
         f"{count(again, 'failed attempt')}" if again else "none failed",
     )
-    rejected = sum(report["rejected"].values())
-    kept = f"{totals['replies']:,} replies, {rejected:,} rejected"
-    yield "Clients that replied", f"{len(report['clients']):,}", kept
+    yield _clients_tile(report)
     both = totals["bytes_up"] + totals["bytes_down"]
     ways = f"{size(totals['bytes_up'])} up, {size(totals['bytes_down'])} down"
+    if totals["bytes_up_at_ends"]:
+        ways += f"; {size(totals['bytes_up_at_ends'])} of it at ends of domains"
     yield "Traffic", size(both), ways
     each = duration(sum(r["seconds"] for r in rounds) / len(rounds)) if rounds else DASH
-    yield "Time", duration(totals["seconds"]), f"{each} a round"
+    yield "Time", duration(totals["seconds"]), f"{each} a round" if rounds else "without rounds"
+
+
+def _clients_tile(report: Report) -> tuple[str, str, str]:
+    ends = report["continual"]["domains"] if report["continual"] else []
+    if not report["clients"] and ends:
+        most = max(end["clients"] for end in ends)
+        return "Clients counted", f"{most:,}", "at the ends of domains"
+    rejected = sum(report["rejected"].values())
+    kept = f"{report['totals']['replies']:,} replies, {rejected:,} rejected"
+    return "Clients that replied", f"{len(report['clients']):,}", kept
 
 
 def _epsilon_tile(units: list[dict[str, Any]]) -> tuple[str, str, str]:
@@ -160,11 +183,12 @@ def _epsilon_tile(units: list[dict[str, Any]]) -> tuple[str, str, str]:
 
 def _figures(report: Report) -> Iterator[str]:
     names = [domain["name"] for domain in report["domains"]]
-    learnt, rounds, clients = report["learnt"], report["rounds"], report["clients"]
-    if learnt:
-        yield from _accuracy_figures(report, names[:learnt])
+    rounds, clients = report["rounds"], report["clients"]
+    if report["learnt"]:
+        yield from accuracy_figures(report)
+    yield from continual_figures(report)
     if rounds:
-        yield from _round_figures(rounds, names)
+        yield from _round_figures(report, names)
     if clients:
         yield _contributions(report)
     if report["rejected"]:
@@ -193,29 +217,9 @@ def _contributions(report: Report) -> str:
     )
 
 
-def _accuracy_figures(report: Report, names: list[str]) -> Iterator[str]:
-    learnt = len(names)
-    matrix = [row[:learnt] for row in report["accuracy_matrix"][:learnt]]
-    average, lost = report["average_accuracy"][:learnt], report["forgetting"][:learnt]
-    yield figure(
-        "What the model knows after each domain",
-        "Read a column downwards: its top is the accuracy right after learning that domain, in "
-        "percent; what lies below shows how well it is kept while others are learnt.",
-        lambda width: charts.heat_map(names, matrix, average, width),
-        f"<details><summary>The same as a table</summary>{_matrix(names, matrix)}</details>",
-        room="scroll",
-    )
-    if learnt == 1:
-        return
-    yield figure(
-        "Keeping old domains while learning new ones",
-        "A flat average line means that new domains come without loss; the forgetting line is "
-        "how far old domains have fallen below their best.",
-        lambda width: charts.over_domains(names, average, lost, width),
-    )
-
-
-def _round_figures(rounds: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
+def _round_figures(report: Report, names: list[str]) -> Iterator[str]:
+    rounds = report["rounds"]
+    own = ", by the adapter\N{RIGHT SINGLE QUOTATION MARK}s own head" if report["own_head"] else ""
     step = thinning(rounds)
     thin = f" Up to {step} neighbouring rounds are drawn as their mean." if step > 1 else ""
     told = any(entry["loss"] is not None for entry in rounds)
@@ -223,7 +227,7 @@ def _round_figures(rounds: list[dict[str, Any]], names: list[str]) -> Iterator[s
     yield figure(
         "Round by round",
         f"{falls}A dashed line marks where the next domain begins; accuracy is the mean over the "
-        f"domains seen so far.{thin}",
+        f"domains seen so far{own}.{thin}",
         lambda width: round_charts.learning(rounds, names, width),
     )
     yield figure(
@@ -232,23 +236,6 @@ def _round_figures(rounds: list[dict[str, Any]], names: list[str]) -> Iterator[s
         f"the lower chart is the time from asking to the new model.{thin}",
         lambda width: round_charts.costs(rounds, names, width),
     )
-
-
-def _matrix(names: list[str], matrix: list[list[float | None]]) -> str:
-    heads = "".join(f"<th>{i + 1}</th>" for i in range(len(names)))
-    rows = "".join(
-        f"<tr><th>{i + 1} {escape(name)}</th>"
-        + "".join(f"<td>{_cell(v)}</td>" for v in matrix[i][: i + 1])
-        + "</tr>"
-        for i, name in enumerate(names)
-    )
-    return (
-        f'<div class="scroll"><table class="matrix"><tr><th></th>{heads}</tr>{rows}</table></div>'
-    )
-
-
-def _cell(value: float | None) -> str:
-    return DASH if value is None else f"{100 * value:.1f}"
 
 
 def _details(heading: str, rows: Iterator[tuple[str, str]]) -> str:

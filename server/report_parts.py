@@ -55,8 +55,18 @@ def rows_table(label: str, heads: Sequence[str], rows: Iterable[tuple[str, str]]
     )
 
 
-def columns_table(label: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain texts whose rows have a name first; empty without rows."""
+def columns_table(
+    label: str, heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = ""
+) -> str:
+    """A table of plain texts whose rows have a name first; empty without rows.
+
+    Args:
+        label: is read out.
+        heads: of the columns.
+        rows: of as many texts as there are columns.
+        kind: `words` where cells may wrap, `dense` where they hold numbers alone; else numbers,
+            and perhaps words in the last column.
+    """
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     lines = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'
@@ -66,8 +76,9 @@ def columns_table(label: str, heads: Sequence[str], rows: Iterable[Sequence[str]
     )
     if not lines:
         return ""
+    style = f"columns {kind}".strip()
     return (
-        f'<div class="scroll"><table class="columns" aria-label="{escape(label)}">'
+        f'<div class="scroll"><table class="{style}" aria-label="{escape(label)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..core.files import write_atomically
 from ..core.values import ServerState, Vector
 from ..core.wire import TRAIN
 from . import checkpoint, lessons, nodes, scores
-from .events import EventLog
+from .events import EventLog, read_events
 from .exchange import Outcome, exchange
 from .knowledge import Knowledge
 from .link import Link
@@ -62,7 +62,7 @@ def run(
     if not (folder / "config.toml").exists():
         write_atomically(folder / "config.toml", text)
     with (
-        ScalarLog(folder / "tensorboard", config.round.rounds) as scalars,
+        ScalarLog(folder / "tensorboard", config.round.rounds, past=_past(folder)) as scalars,
         EventLog(folder / "events.jsonl", also=scalars.add) as log,
     ):
         room = room_with(log=log, token=_token(folder))
@@ -74,6 +74,11 @@ def run(
             if room.holder is not None:
                 room.holder.close()
     write_report(folder)
+
+
+def _past(folder: Path) -> Iterable[dict[str, Any]]:
+    path = folder / "events.jsonl"
+    return read_events(path) if path.exists() else ()
 
 
 def _token(folder: Path) -> str:
@@ -99,6 +104,8 @@ def _first(room: Room) -> ServerState:
         },
         domains=[{"name": d.name, "labels": list(d.labels)} for d in room.stream.domains],
         clients=len(there),
+        rounds=room.rounds,
+        methods=check.methods(room.config),
         sealing=_sealing(room, len(there)),
         privacy={part.unit: dict(part.terms) for part in (room.privatizer, room.user) if part.unit},
     )

@@ -1,7 +1,8 @@
 """The run's numbers as TensorBoard scalars, while it goes on or afterwards.
 
 Written with TensorBoard's own file writer, not torch's. The step of a scalar is the number of
-rounds done over all domains.
+rounds done over all domains; a domain without rounds counts as one step. Tags `accuracy_head` are
+what a continual method answers in the place of the adapter's own head.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event as Proto
 from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from .events import Event, number, settle
+from ..core import metrics
+from .events import Event, number
+from .report_accuracy import scores_of
+from .report_events import HEAD, answered_by, settled
 
 _ROUND = {
     "loss": "train/loss",
@@ -34,21 +39,30 @@ class ScalarLog:
     to forget the steps that were made void.
     """
 
-    def __init__(self, folder: Path, rounds: int) -> None:
+    def __init__(self, folder: Path, rounds: int, past: Iterable[Event] = ()) -> None:
         """Open a new file in `folder`, made if missing.
 
         Args:
             folder: what `tensorboard --logdir` is given.
-            rounds: rounds per domain, `config.round.rounds`: places a domain's rounds on the
-                axis of steps.
+            rounds: rounds per domain: places a domain's rounds on the axis of steps. Where the
+                run's start tells how many there are with those that the continual layer adds,
+                that counts.
+            past: what the run's log holds already: of a resumed run, earlier domains, without
+                which what was forgotten since cannot be told. Nothing of it is written again.
 
         Raises:
             OSError: the folder cannot be written.
+            RunError: an event of the past without the integers that say where it belongs.
         """
         self._rounds = rounds
+        self._ends: dict[int, Event] = {}
+        self._names: list[str] = []
+        self._baseline: Mapping[str, Any] = {}
         # The writer's own queue flushes too rarely to be watched; `add` flushes instead.
         self._writer: Any = EventFileWriter(str(folder))
         self._spent: dict[str, float] = {}
+        for event in settled(past):
+            self._remember(event)
 
     def add(self, event: Event) -> None:
         """Write the scalars of one event, if it has any, and make them visible at once.
@@ -56,14 +70,16 @@ class ScalarLog:
         Raises:
             OSError: the disk is full, or the log is closed.
         """
-        if event["event"] in ("reply", "statement"):
-            self._hear(event)
-        elif event["event"] == "round_finished":
+        self._remember(event)
+        if event["event"] == "round_finished":
             scalars = {tag: event.get(field) for field, tag in _ROUND.items()}
             self._write(event, {**scalars, **self._epsilons()}, done=1)
         elif event["event"] == "domain_finished":
             # What clients said at the domain's end belongs to its last round.
             self._write({**event, "round": self._rounds}, self._epsilons(), done=0)
+            self._write(self._end(event), self._kept(event["domain"]), done=0)
+        elif event["event"] == "learnt":
+            self._write(self._end(event), _learnt(event), done=0)
         elif event["event"] == "evaluated":
             self._write(event, _accuracies(event), done=0)
         elif event["event"] == "run_resumed":
@@ -83,6 +99,50 @@ class ScalarLog:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _remember(self, event: Event) -> None:
+        """Keep what later scalars need."""
+        if event["event"] in ("reply", "statement"):
+            self._hear(event)
+        elif event["event"] == "run_started":
+            self._names = [str(domain.get("name")) for domain in event.get("domains") or []]
+            self._rounds = int(number(event.get("rounds")) or self._rounds)
+        elif event["event"] == "baseline":
+            self._baseline = event
+        elif event["event"] == "evaluated":
+            before = self._ends.get(event["domain"], {})
+            # A method's head outranks the adapter's own, which may be all that looked ahead.
+            if answered_by(before) != HEAD or answered_by(event) == HEAD:
+                ahead = event.get("ahead") or before.get("ahead")
+                self._ends[event["domain"]] = {**event, "ahead": ahead}
+        elif event["event"] == "run_resumed":
+            place = event["domain"], event["round"]
+            self._ends = {
+                domain: end for domain, end in self._ends.items() if (domain, end["round"]) <= place
+            }
+
+    def _end(self, event: Event) -> Event:
+        """`event` as one of its domain's end, at the step of the domain's evaluation."""
+        end = self._ends.get(event["domain"])
+        return {**event, "round": end["round"] if end else self._rounds}
+
+    def _kept(self, domain: int) -> dict[str, float]:
+        """What is known and forgotten after a domain, where all domains so far were measured."""
+        if any(i not in self._ends for i in range(domain + 1)) or domain >= len(self._names):
+            return {}
+        names = self._names[: domain + 1]
+        A = np.stack([scores_of(self._ends[i].get("accuracy"), names) for i in range(domain + 1)])
+        ahead = A.copy()
+        for j in range(1, domain + 1):
+            ahead[j - 1, j] = scores_of(self._ends[j - 1].get("ahead"), names)[j]
+        baseline = scores_of(self._baseline.get("accuracy"), names)
+        return {
+            "continual/average_accuracy": metrics.average_accuracy(A)[-1],
+            "continual/forgetting": metrics.forgetting(A)[-1],
+            "continual/backward_transfer": metrics.backward_transfer(A),
+            "continual/forward_transfer": metrics.forward_transfer(ahead, baseline),
+            "continual/learning_accuracy": metrics.learning_accuracy(A),
+        }
 
     def _hear(self, event: Event) -> None:
         """Keep the largest epsilon that a client said, per unit: ledgers only grow."""
@@ -110,7 +170,7 @@ class ScalarLog:
         self._emit(event, done=1, session_log=SessionLog(status=SessionLog.START))
 
     def _emit(self, event: Event, done: int, **content: Any) -> None:
-        step = event["domain"] * self._rounds + event["round"] + done
+        step = event["domain"] * max(1, self._rounds) + event["round"] + done
         self._writer.add_event(Proto(wall_time=event["time"], step=step, **content))
         self._writer.flush()
 
@@ -122,9 +182,9 @@ def write_tensorboard(events: Iterable[Event], folder: Path) -> None:
         OSError: the folder cannot be written.
         RunError: an event without the integers that say where it belongs.
     """
-    settled = settle(events)
-    with ScalarLog(folder, _rounds(settled)) as log:
-        for event in settled:
+    found = settled(events)
+    with ScalarLog(folder, _rounds(found)) as log:
+        for event in found:
             log.add(event)
 
 
@@ -133,11 +193,28 @@ def _accuracies(event: Event) -> dict[str, Any]:
     scores = found if isinstance(found, Mapping) else {}
     known = [value for score in scores.values() if (value := number(score)) is not None]
     mean = sum(known) / len(known) if known else None
+    tag = "accuracy_head" if answered_by(event) == HEAD else "accuracy"
     # The mean last: it stands even where a domain is called "mean".
-    return {**{f"accuracy/{name}": score for name, score in scores.items()}, "accuracy/mean": mean}
+    return {**{f"{tag}/{name}": score for name, score in scores.items()}, f"{tag}/mean": mean}
+
+
+def _learnt(event: Event) -> dict[str, Any]:
+    """What the sum at a domain's end cost, and the methods' own numbers."""
+    facts = event.get("facts")
+    told = facts.items() if isinstance(facts, Mapping) else ()
+    return {
+        "bytes/up_at_end": event.get("bytes_up"),
+        "seconds/end": event.get("seconds"),
+        **{f"facts/{name}": value for name, value in told},
+    }
 
 
 def _rounds(events: Iterable[Event]) -> int:
-    """Rounds per domain: the most that were done in one."""
-    done = (event["round"] + 1 for event in events if event["event"] == "round_finished")
-    return max(done, default=0)
+    """Rounds per domain: the most that were done in one, or that the run's start tells."""
+    most = 0
+    for event in events:
+        if event["event"] == "round_finished":
+            most = max(most, event["round"] + 1)
+        elif event["event"] == "run_started":
+            most = max(most, int(number(event.get("rounds")) or 0))
+    return most

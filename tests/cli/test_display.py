@@ -372,3 +372,90 @@ def test_a_private_run_in_every_mode_and_cut_anywhere(tmp_path, capsys):
             spent.see(event)
         console = Console(file=io.StringIO(), width=100)
         console.print(_page(progress, None, spent))
+
+
+def remembering(log):
+    """`log` as that of a run with an analytic head and a tuning round in each domain."""
+    log[0]["config"]["continual"] = {"name": "chain", "methods": [{"name": "analytic_head"}]}
+    out = [log[0], {"event": "baseline", "time": 100.5, "accuracy": {"banking": 0.1}}]
+    for event in log[1:]:
+        if event["event"] == "domain_finished":
+            d, now = event["domain"], event["time"]
+            names = [domain["name"] for domain in log[0]["domains"]][: d + 1]
+            out += [
+                {"event": "learnt", "time": now, "domain": d, "values": 1234, "clients": 2,
+                 "bytes_up": 9000, "seconds": 3.0, "facts": {"elastic_mask.domains_left": 1 - d}},
+                {"event": "evaluated", "time": now, "domain": d, "round": 2, "by": "head",
+                 "accuracy": dict.fromkeys(names, 0.9), "totals": dict.fromkeys(names, 10),
+                 "clients": {"7": {n: [9 - d, 10] for n in names}}},
+            ]  # fmt: skip
+        out.append(event)
+    return out
+
+
+def test_the_end_of_a_domain_says_what_was_summed_and_who_answers(tmp_path, capsys):
+    path = tmp_path / "events.jsonl"
+    with Display(path, mode="plain"):
+        write(path, remembering(make_log()))
+    out = capsys.readouterr().out
+    first = "domain 1/2 banking"
+    assert "before training: accuracy 10.0 %\n" in out
+    assert f"{first}: domain ended: 1,234 values summed over 2 clients, up 9 kB, 3 s\n" in out
+    assert f"{first}: warning: Elastic mask has room for one more domain only." in out
+    assert f"{first}: accuracy 90.0 % by the analytic head (banking 90.0 %)\n" in out
+    assert f"{first}: accuracy 50.0 % (banking 50.0 %)\n" in out
+    # The matrix holds what the head answers, and says what the adapter's own would.
+    rows = out[out.index("accuracy, percent") :]
+    assert rows.count("90.0") >= 4
+    assert "Answered by the analytic head; the adapter" in rows
+    assert "own head: 60.0 %, forgetting" in rows
+    assert "average accuracy  90.0 %, 90.0 % of all requests" in rows
+    assert "worst client      80.0 %, node 7; forgetting up to 10.0 points" in rows
+    assert "up (18 kB of it at ends of domains)" in rows
+    assert "warning: Elastic mask has no room for another domain." in rows
+
+
+def test_the_live_page_marks_who_answered():
+    progress, log = Progress(), remembering(make_log())
+    for event in log:
+        progress.see(event)
+        if event["event"] == "domain_finished" and event["domain"] == 0:
+            assert "accuracy  90.0 %  by the analytic head" in shown(progress)
+    page = shown(progress)
+    assert "at the ends of domains: 1 90.0 %  2 90.0 %" in page
+    # The rounds are the adapter's own.
+    assert progress.means[1, 2] == pytest.approx(0.6)
+    progress.see({"event": "run_resumed", "time": 1e6, "domain": 1, "round": 0})
+    assert list(progress.ends) == [0]
+    own = {"event": "evaluated", "time": 1e6, "domain": 1, "round": 2, "accuracy": {"banking": 0.5}}
+    progress.see(own)
+    assert "1 90.0 %  2 50.0 % (own head)" in shown(progress)
+
+
+def test_rounds_that_the_continual_layer_adds_are_counted():
+    progress, log = Progress(), make_log(rounds=4)
+    log[0]["config"]["round"]["rounds"] = 3
+    progress.see({**log[0], "rounds": 4})
+    assert (progress.rounds, progress.total) == (4, 8)
+    progress.see(log[0])
+    assert progress.total == 6
+
+
+def test_a_domain_without_sums_and_a_run_that_remembers_in_every_mode(tmp_path, capsys):
+    log = remembering(make_log())
+    for event in log:
+        if event["event"] == "learnt":
+            event |= {"values": 0, "bytes_up": 0, "facts": {}}
+    for mode in ("live", "plain", "quiet", "json"):
+        write(tmp_path / mode, log)
+        with Display(tmp_path / mode, mode=mode):
+            pass
+    captured = capsys.readouterr()
+    assert "domain ended" not in captured.out
+    assert "warning" not in captured.out
+    assert "Traceback" not in captured.err
+    for cut in range(len(log)):
+        progress = Progress()
+        for event in log[:cut]:
+            progress.see(event)
+        shown(progress)

@@ -24,6 +24,9 @@ PLAIN = """\
 # a comment that stays
 [data]
 name = "sample"
+
+[continual]
+name = "none"
 """
 EXAMPLE = f"""{PLAIN}
 [round]

@@ -20,6 +20,8 @@ name = "sample"
 name = "tiny"
 [shards]
 num_clients = 2
+[continual]
+name = "none"
 """
 
 
@@ -63,7 +65,9 @@ def pact_of(task, kind="train"):
 
 def message(task, stype=wire.FLOAT32, kind="train"):
     params = np.full(open_site(TEXT, ()).model.manifest.size, 0.01, np.float32)
-    arrays = ArrayRecord({wire.PARAMS: array(params, stype), wire.SUMMARY: array([]), wire.HEAD: array([])})
+    arrays = ArrayRecord(
+        {wire.PARAMS: array(params, stype), wire.SUMMARY: array([]), wire.HEAD: array([])}
+    )
     content = RecordDict({wire.ARRAYS: arrays, wire.TASK: ConfigRecord(task.pack())})
     content[wire.PACT] = ConfigRecord(pact_of(task, kind).pack())
     return instruction(1, content, kind, node=11, group="", ttl=60.0)

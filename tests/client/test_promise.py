@@ -49,6 +49,8 @@ clip = 0.01
 
 def made(text=TEXT + EXAMPLE, own=None):
     torch.manual_seed(5)
+    if "[continual]" not in text:
+        text += '[continual]\nname = "none"\n'
     return Site(text, {}, own or Own())
 
 

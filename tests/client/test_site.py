@@ -18,6 +18,8 @@ name = "tiny"
 [shards]
 num_clients = 3
 split = "dirichlet"
+[continual]
+name = "none"
 [train]
 batch_size = 16
 """
@@ -177,7 +179,9 @@ def test_scores_of_all_clients_are_those_of_the_whole_test_set(site, tmp_path):
     params = start(site, task)
     sums = {}
     for index in range(3):
-        for key, value in site.evaluate(client(site, tmp_path, index), task, params, NOTHING).items():
+        for key, value in site.evaluate(
+            client(site, tmp_path, index), task, params, NOTHING
+        ).items():
             sums[key] = sums.get(key, 0.0) + value
     for index, name in enumerate(task.seen):
         records = of_domain(site.stream.splits.test, name)

@@ -31,7 +31,7 @@ DOORS = {
     "zstandard": ("privacy/lattice.py",),
     "grpc_health": ("privacy/",),
     "grpc": ("privacy/",),
-    "faiss": ("continual/replay.py",),
+    "faiss": ("continual/index.py",),
     "peft": ("models/",),
     "transformers": ("models/",),
     "flwr": ("client/app.py", "client/worker.py", "server/app.py", "simulations/"),
@@ -41,6 +41,7 @@ DOORS = {
     "tensorboard": ("server/tensorboard.py",),
     "pyarrow": ("data/parquet.py",),
     "datasets": ("data/hub.py",),
+    "avalanche": ("simulations/avalanche_streams.py",),
 }
 
 

@@ -30,6 +30,8 @@ lr = 2e-2
 epochs = 4
 [round]
 rounds = 3
+[continual]
+name = "none"
 """
 # Half the console script's own start; the same entry point.
 COMMAND = [sys.executable, "-m", "perennial"]

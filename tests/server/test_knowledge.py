@@ -47,7 +47,7 @@ def test_a_damaged_file_is_named(tmp_path, cut):
     save(tmp_path, 1, KNOWN, "stamp")
     path = tmp_path / "0001.npz"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(RunError, match="0001.npz must hold"):
+    with pytest.raises(RunError, match=r"0001.npz must hold"):
         load(tmp_path, 1, "stamp")
 
 

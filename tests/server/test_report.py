@@ -236,6 +236,7 @@ def test_numbers_by_hand():
     assert report["rejected"] == {"late": 1}
     assert report["totals"] == {
         "bytes_up": 40, "bytes_down": 80, "seconds": 20.0, "rounds": 2, "replies": 4,
+        "bytes_up_at_ends": 0,
     }  # fmt: skip
     assert (report["finished"], report["adapter_hash"], report["missing"]) == (True, "abc", [])
     assert verdict(report) == (

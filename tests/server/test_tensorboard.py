@@ -118,3 +118,64 @@ def test_epsilon_is_that_of_the_client_that_spent_most(tmp_path):
 def test_a_run_that_promises_nothing_has_no_epsilon(tmp_path):
     write_tensorboard([said("reply", 0, 0, 1), round_(0, 0)], tmp_path)
     assert not any(tag.startswith("privacy") for tag in read(tmp_path))
+
+
+def ended(domain, rounds, by, ahead=None, **accuracy):
+    return {**score(domain, rounds, **accuracy), "by": by, "ahead": ahead or {}}
+
+
+def continual_log():
+    finished = {"event": "domain_finished", "time": 12.0}
+    return [
+        {"event": "run_started", "time": 1.0, "domains": [{"name": "a"}, {"name": "b"}]},
+        {"event": "baseline", "time": 1.0, "accuracy": {"a": 0.125, "b": 0.25}},
+        round_(0, 0),
+        ended(0, 1, "model", a=0.5),
+        ended(0, 1, "head", ahead={"b": 0.5}, a=0.75),
+        {"event": "learnt", "time": 11.0, "domain": 0, "bytes_up": 40, "seconds": 2.0,
+         "facts": {"analytic_head.regulariser": 0.5, "mode": "word"}},
+        {**finished, "domain": 0},
+        round_(1, 0),
+        ended(1, 1, "model", a=0.25, b=1.0),
+        ended(1, 1, "head", a=0.5, b=1.0),
+        {**finished, "domain": 1},
+    ]  # fmt: skip
+
+
+def test_what_is_kept_is_written_at_the_end_of_each_domain(tmp_path):
+    write_tensorboard(continual_log(), tmp_path)
+    scalars = read(tmp_path)
+    assert scalars["accuracy/a"] == [(1, 0.5), (2, 0.25)]
+    assert scalars["accuracy_head/a"] == [(1, 0.75), (2, 0.5)]
+    assert scalars["accuracy_head/mean"] == [(1, 0.75), (2, 0.75)]
+    assert scalars["continual/average_accuracy"] == [(1, 0.75), (2, 0.75)]
+    assert scalars["continual/forgetting"] == [(1, 0.0), (2, 0.25)]
+    assert scalars["continual/backward_transfer"] == [(2, -0.25)]
+    assert scalars["continual/forward_transfer"] == [(2, 0.25)]
+    assert scalars["continual/learning_accuracy"] == [(1, 0.75), (2, 0.875)]
+    assert scalars["bytes/up_at_end"] == [(1, 40.0)]
+    assert scalars["facts/analytic_head.regulariser"] == [(1, 0.5)]
+    assert "facts/mode" not in scalars
+
+
+def test_a_resumed_run_knows_what_it_was_before(tmp_path):
+    log = continual_log()
+    with ScalarLog(tmp_path / "with", 1, past=log[:7]) as scalars:
+        for event in [resume(1, 0), *log[7:]]:
+            scalars.add(event)
+    found = read(tmp_path / "with")
+    assert found["continual/forgetting"] == [(2, 0.25)]
+    assert found["accuracy/a"] == [(2, 0.25)]
+    with ScalarLog(tmp_path / "without", 1) as scalars:
+        for event in log[7:]:
+            scalars.add(event)
+    assert not any(tag.startswith("continual") for tag in read(tmp_path / "without"))
+
+
+def test_domains_without_rounds_have_a_step_each(tmp_path):
+    log = [e for e in continual_log() if e["event"] != "round_finished" and e.get("by") != "model"]
+    log = [{**e, "round": 0} if e["event"] == "evaluated" else e for e in log]
+    write_tensorboard(log, tmp_path)
+    scalars = read(tmp_path)
+    assert scalars["accuracy_head/a"] == [(0, 0.75), (1, 0.5)]
+    assert scalars["continual/forgetting"] == [(0, 0.0), (1, 0.25)]
