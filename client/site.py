@@ -343,7 +343,10 @@ class Site:
 
     def _answers(self, task: Task) -> list[int]:
         # Among one answer there is nothing to tell apart: the loss would be 0 for ever.
-        if self.config.train.loss_over == "seen" or len(task.domain.labels) == 1:
+        over = self.config.train.loss_over
+        if over == "auto":  # with old records among the new ones, old and new labels must compete
+            over = "seen" if self.continual.replays else "domain"
+        if over == "seen" or len(task.domain.labels) == 1:
             return []
         index = {label: i for i, label in enumerate(task.labels)}
         return [index[label] for label in task.domain.labels]

@@ -74,7 +74,8 @@ def train(
         table: batch size, epochs, optimizer and rates.
         schedule: where in the domain this round stands.
         privatizer: draws the batches and makes the gradients private.
-        forces: pulls and mask.
+        forces: pulls and mask; a tensor that is masked altogether when the round begins stands
+            still in all of it.
         trainable: names of the tensors that move; the others are left as they are.
         answers: indices of the labels that the loss of new records looks at; all when empty. That
             of replayed records looks at all labels, so that new labels learn to stay off old
@@ -82,7 +83,12 @@ def train(
             arXiv:2104.05025, section 4).
         rng: draws the batches of non-private training.
     """
-    parameters = {n: p for n, p in model.parameters().items() if n in trainable}
+    named = {n: p for n, p in model.parameters().items() if n in trainable}
+    # What is masked altogether needs no gradient: a round that moves the head alone is cheap.
+    trainable = trainable - {name for name, part in forces.mask(named).items() if not part.any()}
+    parameters = {n: p for n, p in named.items() if n in trainable}
+    if not parameters:
+        return 0.0
     optimizer = _optimizer(table, list(parameters.values()))
     drawn = list(privatizer.batches(strata, table.batch_size, table.epochs, rng))
     _need_charged(privatizer.steps(table.epochs) if len(strata) else 0, len(drawn))

@@ -72,7 +72,7 @@ class Train(Table):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     warmup_rate: Rate = 0.1
     decay: Literal["linear", "constant"] = "linear"
-    loss_over: Literal["domain", "seen"] = "domain"
+    loss_over: Literal["auto", "domain", "seen"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 1
@@ -133,7 +133,7 @@ class Config(Table):
     privacy: Plugin = Plugin(name="none")
     user_privacy: Plugin = Plugin(name="off")
     keyholder: Plugin = Plugin(name="in_process")
-    continual: Plugin = Plugin(name="none")
+    continual: Plugin = Plugin(name="chain")
     evaluate: Evaluate = Evaluate()
     simulation: Simulation = Simulation()
 

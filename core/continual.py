@@ -167,7 +167,8 @@ class Continual:
         pull: client, in each step: (memory, parameters that train) -> gradient per tensor, added
             after clipping and noise.
         mask: client, in each step: (memory, parameters that train) -> multiplier of the step per
-            tensor, each value in 0..1; a tensor that is left out is not masked.
+            tensor, each value in 0..1; a tensor that is left out is not masked, and one that is 0
+            throughout when a round begins stands still in it.
         size: (manifest) -> m, how many values `finish` gives; may be 0.
         parts: (manifest) -> lengths of the parts of that vector, m in all, within which values are
             alike in size: where sums are rounded, each has its own scale. Empty for one part.

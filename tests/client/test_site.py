@@ -160,9 +160,18 @@ def test_uniform_weights(tmp_path):
     assert metrics["weight"] == 1.0
 
 
-@pytest.mark.parametrize(("over", "other_rows_move"), [("domain", False), ("seen", True)])
-def test_which_rows_of_the_head_learn(tmp_path, over, other_rows_move):
-    site = made(TEXT + f'loss_over = "{over}"\n')
+@pytest.mark.parametrize(
+    ("over", "method", "other_rows_move"),
+    [
+        ("domain", "none", False),
+        ("seen", "none", True),
+        ("auto", "none", False),
+        ("auto", "replay", True),  # old and new records must learn to tell each other apart
+    ],
+)
+def test_which_rows_of_the_head_learn(tmp_path, over, method, other_rows_move):
+    text = TEXT.replace('[continual]\nname = "none"', f'[continual]\nname = "{method}"')
+    site = made(text + f'loss_over = "{over}"\n')
     task = task_of(site, domain=1)
     params = start(site, task)
     body, _ = answered(site, client(site, tmp_path), task, params, NOTHING)

@@ -9,7 +9,7 @@ import torch
 
 from perennial.client.train import Forces, Schedule, train
 from perennial.core.config import Train
-from perennial.core.private import one_cohort
+from perennial.core.private import Strata, one_cohort
 from perennial.core.values import Manifest
 from perennial.privacy import none
 
@@ -230,7 +230,48 @@ def test_pulls_join_after_the_release_and_the_mask_after_them():
         trainable=frozenset({"w"}),
     )
     step = ["backward", "backward", "release", "pull", "pull", "mask", "stepped"]
-    assert calls == ["batches", "open", *step, *step, "close"]
+    # Before the round the mask is asked once what stands still altogether.
+    assert calls == ["mask", "batches", "open", *step, *step, "close"]
+
+
+def test_what_is_masked_altogether_takes_no_gradient_and_changes_nothing_else():
+    asked = []
+
+    class Watched(Line):
+        def losses(self, batch, answers, free=None):
+            asked.append([p.requires_grad for p in self.parameters().values()])
+            return super().losses(batch, answers)
+
+    table = BY_HAND.model_copy(update={"epochs": 3, "optimizer": "adamw", "weight_decay": 0.1})
+    model, alone = Watched(), Line()
+    go(model, table=table, forces=Forces(mask=lambda p: {"w": torch.zeros(())}))
+    go(alone, table=table, trainable=frozenset({"b"}))
+    assert asked == [[False, True]] * 3
+    assert model.now == alone.now
+    assert all(p.requires_grad for p in model.parameters().values())
+
+
+def test_where_all_is_masked_nothing_is_trained():
+    model = Line()
+    assert go(model, forces=Forces(mask=lambda p: {n: torch.zeros(()) for n in p})) == 0.0
+    assert model.now == [1.0, 0.0]
+
+
+def test_replayed_records_look_at_all_labels():
+    seen = []
+
+    class Watched(Line):
+        def losses(self, batch, answers, free=None):
+            seen.append((tuple(answers), None if free is None else free.tolist()))
+            return super().losses(batch, answers)
+
+    strata = Strata(("new", "old"), np.array([0, 1]))
+    go(Watched(), strata=strata, answers=(2, 3))
+    go(Watched(), strata=strata)
+    go(Watched(), strata=one_cohort(2), answers=(2, 3))
+    assert seen[0][0] == (2, 3)
+    assert sorted(seen[0][1]) == [False, True]
+    assert seen[1:] == [((), None), ((2, 3), None)]
 
 
 def test_a_pull_survives_what_the_privatizer_does_to_the_gradient():
