@@ -121,6 +121,38 @@ def audit(
 
 
 @app.command()
+def drift(
+    file: File,
+    new: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this form at run time
+        typer.Option(help="New records (.csv, .jsonl, .parquet); the last domain's without."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Records of a window.")] = 100,
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="Cut windows as the records stand, as by time.")
+    ] = False,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this form at run time
+        typer.Option(help="Write an HTML page with a chart.", metavar="OUT.html"),
+    ] = None,
+    update: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads this form at run time
+        typer.Option(help="On an alarm, start this domain update.", metavar="UPDATE.toml"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Show the result as JSON.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Hold new records against those learnt from; exit code 4 where they look different."""
+    from .drifting import ALARM
+    from .drifting import drift as watch
+
+    start = None if update is None else _settled(update, None, quiet=json)
+    text = _text(file, settings)
+    if watch(text, new, window=window, in_order=in_order, json=json, page=page, update=start):
+        raise typer.Exit(ALARM)
+
+
+@app.command()
 def report(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.", metavar="RUN")],
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
@@ -175,6 +207,8 @@ def withdraw(
     """Have a client forget records: gone from its memory now, and from what it adds next."""
     from .withdrawing import withdraw as start
 
+    if sum([bool(id), ids is not None, everything]) != 1:
+        raise typer.BadParameter("give --ids FILE, or --id ID (repeatable), or --all, and only one")
     start(folder, id or [], ids, everything=everything)
 
 

@@ -64,7 +64,8 @@ class Phase:
         summary: what the server tells all clients in this domain, as `Continual.told` gave it.
         summed: (rows in blocks float32 [b, m], the records they are of, clip) -> their sum [m].
             In a private run each row's L2 norm is cut to the clip and the sum is noised, after it
-            was charged: the only way in which statistics of raw records may steer training.
+            was charged: the only way in which statistics of raw records may steer training. One
+            record may change one row, by no more than the clip.
         private: whether each record's privacy is promised.
         tuning: whether this round is one of the method's own at the end of the domain.
         manifest: of all trainable tensors in this domain.

@@ -10,7 +10,8 @@ class PerennialError(Exception):
     """An error with a message for the user and an exit code for the shell.
 
     Attributes:
-        exit_code: 1 for a run that failed, 2 for faults of the config or the data.
+        exit_code: 1 for a run that failed, 2 for faults of the config or the data. (4, no error,
+            says that `perennial drift` found drift.)
     """
 
     exit_code = 1

@@ -6,6 +6,7 @@ Hu et al. 2021 (arXiv:2106.09685). The one place of this folder that speaks to P
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,10 @@ def attach(model: Any, lora: Lora, within: Iterable[str], task: str | None) -> A
         task_type=task,
         fan_in_fan_out=isinstance(model.get_submodule(chosen[0]), Conv1D),
     )
-    adapted = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT asks for a property by its old name; nobody who reads the warning can help it.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        adapted = peft.get_peft_model(model, config)
     # PEFT shortens a long list to endings that fit this model, and so a pooler in another's copy.
     adapted.peft_config["default"].target_modules = set(chosen)
     return adapted
