@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all check wheel clean help
 
 help:
-	@echo "make demo    a federated sequence of six domains on this machine, with a report"
+	@echo "make demo    six domains on this machine, learnt naively and with a memory, side by side"
 	@echo "make test    unit and integration tests"
 	@echo "make check   style, types, layers, and the built wheel in a clean environment"
 
@@ -19,7 +19,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
+	$(BIN)/perennial simulate examples/demo.toml --set run.name=demo-naive --set continual.name=none
 	$(BIN)/perennial simulate examples/demo.toml
+	$(BIN)/perennial compare demo-naive demo --page runs/compare.html
+	@echo "both runs in one plot: runs/compare.html"
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not integration and not slow and not gpu"

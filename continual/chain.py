@@ -75,6 +75,8 @@ def build(*, methods: Annotated[tuple[Mapping[str, Any], ...], Field(min_length=
         sums=sum(method.sums for method in each),
         bits=max(method.bits for method in each),
         replays=any(method.replays for method in each),
+        untrained=any(method.untrained for method in each),
+        users=all(method.users for method in each),
         classifies=any(method.classifies for method in each),
         private=all(method.private for method in each),
         **optional,

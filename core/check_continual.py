@@ -66,9 +66,16 @@ def continual_faults(config: Config, method: Continual) -> Iterator[Fault]:
             f"{name!r} needs a model with labels; {_CAUSAL!r} completes text",
             "use 'replay', 'ewc', or a chain of them",
         )
-    if not config.round.rounds and method.answer is None:
+    if not config.round.rounds and not method.untrained:
         yield Fault(
             "round.rounds",
             f"must be at least 1 with [continual] {name!r}: it learns nothing by itself; got 0",
             "use 'analytic_head', which needs no round",
+        )
+    if config.user_privacy.name != "off" and not method.users:
+        yield Fault(
+            "continual.name",
+            f"{name!r} does not stand noise for whole users: it would drown what is summed, and "
+            f"move what is to stand still; [user_privacy] is {config.user_privacy.name!r}",
+            "use 'replay', which sums nothing, or 'none'",
         )

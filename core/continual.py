@@ -189,6 +189,9 @@ class Continual:
         sums: how often a domain update uses `Phase.summed` on the same records.
         bits: fewest bits that its sums stand being rounded to; 0 for any.
         replays: whether `dataset` may give records of earlier domains.
+        untrained: whether its head answers though no round was trained.
+        users: whether it works where noise for whole users is in every sum: what is summed is not
+            drowned by it, and what stands still is not moved by it.
         classifies: whether it needs a model with labels.
         private: whether all that it computes from raw records, and that steers training, comes
             from `Phase.summed` or, record by record, from one record and what was released; a
@@ -212,6 +215,8 @@ class Continual:
     sums: int = 0
     bits: int = 0
     replays: bool = False
+    untrained: bool = False
+    users: bool = True
     classifies: bool = False
     private: bool = False
 

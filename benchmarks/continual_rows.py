@@ -1,0 +1,264 @@
+"""The rows of the continual benchmark: settings of runs, and the bars that their figures must keep.
+
+Settings were chosen on CLINC150's validation records, at alpha 0.5 and seed 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure of a row must keep.
+
+    Attributes:
+        figure: its name in a run's figures.
+        words: what it is.
+        bar: the bar.
+        at_least: whether it is the smallest figure that will do.
+        unit: of both.
+        less: row whose figure, at the same seed and alpha, is taken off first; empty for none.
+        absolute: whether the distance from that row, or from `around`, counts, whatever its sign.
+        around: taken off first.
+    """
+
+    figure: str
+    words: str
+    bar: float | None
+    at_least: bool = False
+    unit: str = "%"
+    less: str = ""
+    absolute: bool = False
+    around: float = 0.0
+
+    def of(self, run: Figures, results: Mapping[Any, Figures], alpha: float) -> float | None:
+        """The figure of one run; None where it, or what it is compared with, is missing."""
+        value = run.get(self.figure)
+        if value is None:
+            return None
+        value -= self.around
+        if self.less:
+            others = [
+                other[self.figure]
+                for key, other in results.items()
+                if key[0] == self.less and key[2] == alpha and other.get("seed") == run.get("seed")
+            ]
+            if not others:
+                return None
+            value -= others[0]
+        return abs(value) if self.absolute else float(value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row.
+
+    Attributes:
+        tables: of the config, beside those that all rows share.
+        methods: continual methods of the chain; none for a naive run.
+        bars: of its figures.
+        private: whether noise is to be planned.
+        sentences: of each intent, for a run at one client.
+        check: name of a check that is no run; empty for a run.
+        seeded: the method whose option `seed` follows the run's.
+        peer: of a peer's row, its name.
+    """
+
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    methods: Sequence[Mapping[str, Any]] = ()
+    bars: Sequence[Bar] = ()
+    private: bool = False
+    sentences: int = 0
+    check: str = ""
+    seeded: str = ""
+    peer: str = ""
+
+    def tree(self, seed: int) -> dict[str, Any]:
+        """The tables of a run."""
+        methods = [
+            {**method, "seed": seed} if method["name"] == self.seeded else dict(method)
+            for method in self.methods
+        ]
+        chain = {"name": "chain", "methods": methods} if methods else {"name": "none"}
+        return {**self.tables, "continual": chain}
+
+
+def final(bar: float | None, **options: Any) -> Bar:
+    return Bar("final", "final accuracy", bar, at_least=True, **options)
+
+
+def near(fact: float) -> Bar:
+    """Within 1.5 points of an earlier centralised measurement."""
+    words = f"distance from {fact:g}"
+    return Bar("final", words, 1.5, unit="points", absolute=True, around=fact)
+
+
+# One shared adapter: the same rounds and steps for every method.
+SHARED = {
+    "train": {"epochs": 1, "batch_size": 8, "lr": 1e-2, "loss_over": "seen"},
+    "round": {"rounds": 3},
+}
+# An adapter that answers for its own domain alone need not be told from others.
+ALONE = {**SHARED, "train": {**SHARED["train"], "loss_over": "domain"}}
+NO_ROUNDS = {"round": {"rounds": 0}}
+REPLAY = {"name": "replay", "share": 0.2, "per_class": 20, "tune_rounds": 2}
+EWC = {"name": "ewc"}
+WIDE = {"name": "analytic_head", "form": "ridge", "layers": 5, "width": 10000}
+SMALL = {"name": "analytic_head", "form": "ridge", "layers": 4, "width": 1780}
+BFV = {"secure_sum": {"name": "bfv", "bits": 16, "capacity": 16, "clip": 1.0}}
+EPSILON_8 = {"privacy": {"name": "dp_sgd", "epsilon": 8.0, "delta": 1e-4}}
+FORGETTING_NONE = Bar("forgetting", "forgetting", 0.0, unit="points")
+
+FEDERATED: dict[str, Setting] = {
+    "naive": Setting(SHARED),
+    "EWC alone": Setting(SHARED, (EWC,)),
+    "replay alone": Setting(SHARED, ({**REPLAY, "tune_rounds": 0},)),
+    "shared adapter": Setting(
+        SHARED,
+        (REPLAY, EWC),
+        (final(92.0), Bar("forgetting", "forgetting", 2.0, unit="points")),
+    ),
+    "per-domain adapters": Setting(
+        ALONE, ({"name": "elastic_mask", "mode": "adapters"},), (final(94.5),)
+    ),
+    "analytic head, wide": Setting(
+        NO_ROUNDS, (WIDE,), (final(96.3), FORGETTING_NONE), seeded="analytic_head"
+    ),
+    "analytic head, small": Setting(
+        NO_ROUNDS, (SMALL,), (final(None), FORGETTING_NONE), seeded="analytic_head"
+    ),
+    "analytic head, small, bfv": Setting(
+        {**NO_ROUNDS, **BFV},
+        (SMALL,),
+        (
+            final(94.4),
+            Bar("bytes_up_per_client_domain", "sealed bytes up", 6e6, unit="bytes"),
+            Bar(
+                "final",
+                "distance from the sum in the clear",
+                0.1,
+                unit="points",
+                less="analytic head, small",
+                absolute=True,
+            ),
+        ),
+        seeded="analytic_head",
+    ),
+    "analytic head, refresh": Setting(
+        SHARED, ({**WIDE, "encoder": "refresh"},), (final(96.7),), seeded="analytic_head"
+    ),
+    "analytic head, epsilon 8": Setting(
+        {**NO_ROUNDS, **EPSILON_8},
+        ({"name": "analytic_head", "form": "means", "layers": 2},),
+        (final(92.0), Bar("epsilon", "epsilon", 8.0, unit="")),
+        private=True,
+    ),
+    "shared adapter, epsilon 8": Setting(
+        {**SHARED, **EPSILON_8},
+        ({"name": "replay", "share": 0.2}, EWC),
+        (final(None),),
+        private=True,
+    ),
+    "federated = centralised": Setting(
+        check="exactness", bars=(Bar("logits", "largest difference of a logit", 1e-6, unit=""),)
+    ),
+    "withdrawal": Setting(
+        check="withdrawal",
+        bars=(Bar("statistics", "largest difference of a statistic", 1e-6, unit=""),),
+    ),
+}
+"""Ten clients, all sentences."""
+
+CENTRAL = {"train": {"epochs": 10, "batch_size": 16, "lr": 5e-3}, "round": {"rounds": 1}}
+SEEN = {**CENTRAL, "train": {**CENTRAL["train"], "loss_over": "seen"}}
+
+
+def kept(policy: str, number: int, tune: int = 0, **options: Any) -> dict[str, Any]:
+    return {
+        "name": "replay",
+        "policy": policy,
+        "per_class": number,
+        "tune_rounds": tune,
+        **options,
+    }
+
+
+FACTS: dict[str, Setting] = {
+    "one client: naive, loss over all seen": Setting(SEEN, (), (near(21.3),), sentences=10),
+    "one client: naive, loss over the domain": Setting(CENTRAL, (), (near(68.1),), sentences=10),
+    "one client: EWC, loss over all seen": Setting(SEEN, (EWC,), (near(80.5),), sentences=10),
+    "one client: EWC, loss over the domain": Setting(CENTRAL, (EWC,), (near(82.7),), sentences=10),
+    "one client: herding 1 a class": Setting(
+        CENTRAL, (kept("herding", 1),), (near(77.8),), sentences=10
+    ),
+    "one client: herding 5 a class": Setting(
+        CENTRAL, (kept("herding", 5),), (near(82.7),), sentences=10
+    ),
+    "one client: reservoir 5 a class": Setting(
+        CENTRAL,
+        (kept("reservoir", 5),),
+        (
+            Bar(
+                "final",
+                "above herding",
+                0.0,
+                unit="points",
+                less="one client: herding 5 a class",
+            ),
+        ),
+        sentences=10,
+    ),
+    "one client: highest loss 5 a class": Setting(
+        CENTRAL,
+        (kept("highest_loss", 5, loss_share=1.0),),
+        (
+            Bar(
+                "final",
+                "above reservoir",
+                0.0,
+                unit="points",
+                less="one client: reservoir 5 a class",
+            ),
+        ),
+        sentences=10,
+    ),
+    "one client: replay 5 + EWC + balanced fine-tune": Setting(
+        CENTRAL, (kept("herding", 5, 1), EWC), (near(89.1),), sentences=10
+    ),
+}
+"""The setting of the centralised facts: one client, ten sentences of each intent."""
+
+NEVER_SLOWER = Bar("ratio", "CPU time a step, ours / theirs", 1.0, unit="x")
+PEERS: dict[str, Setting] = {
+    f"Avalanche: {name}": Setting(
+        SEEN,
+        sentences=10,
+        peer=name,
+        bars=(
+            NEVER_SLOWER,
+            Bar("final", "final accuracy of ours", None),
+            Bar("peer_final", "final accuracy of theirs", None),
+        ),
+    )
+    for name in ("naive", "replay", "ewc")
+}
+"""One client, ten sentences of each intent, as many steps on both sides."""
+
+_TWO = {
+    "data": {"name": "sample"},
+    "domains": {"order": ["bank", "city"]},
+    "shards": {"split": "dirichlet", "alpha": 0.5, "num_clients": 3},
+    "train": {"epochs": 1, "batch_size": 16, "lr": 5e-3},
+    "round": {"rounds": 1},
+}
+QUICK: dict[str, Setting] = {
+    "quick: naive": Setting(_TWO),
+    "quick: shared adapter": Setting(_TWO, ({**REPLAY, "tune_rounds": 1}, EWC)),
+    "quick: analytic head": Setting({**_TWO, **NO_ROUNDS}, (SMALL,)),
+}
+"""Two domains of the embedded sample at three clients."""

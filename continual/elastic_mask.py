@@ -1,0 +1,113 @@
+"""Shared parameters and those of a domain: rank slices, whole adapters, or the last layers only."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..core.continual import Continual, Kept, Tensors
+from ..core.errors import RunError
+from ..core.values import Manifest, Vector
+
+_FACTORS = (".lora_A", ".lora_B")
+
+
+def build(
+    *,
+    mode: Literal["slices", "adapters", "last_layers"] = "adapters",
+    rank_per_domain: Annotated[int, Field(ge=1)] = 1,
+    head: Literal["frozen", "shared"] = "frozen",
+    layers: Annotated[int, Field(ge=0)] = 1,
+    router: Literal["means", "lda", "ridge"] = "lda",
+    router_layers: Annotated[int, Field(ge=1)] = 4,
+    router_width: Annotated[int, Field(ge=0)] = 0,
+) -> Continual:
+    """The method that keeps what earlier domains have learnt out of the way of the next one.
+
+    Args:
+        mode: `slices` gives each domain ranks of the one adapter and freezes those of earlier
+            domains, until all are taken; `adapters` gives each domain an adapter and head rows of
+            its own, kept by the server, and a router that chooses among them for each record (for
+            models with labels; there is room for any number of domains, and they need neither
+            `replay` nor `ewc`); `last_layers` lets only the top layers and the head move, for cheap
+            updates.
+        rank_per_domain: of `slices`: ranks that a domain takes; [model] rank over it is how many
+            domains there is room for.
+        head: of `slices`: `frozen` lets only rows of the domain's own labels move, but in tuning
+            rounds of other methods; `shared` lets all rows move, which needs replay.
+        layers: of `last_layers`: how many layers with LoRA may move, from the top; 0 for the head
+            alone.
+        router: of `adapters`: the nearest class mean (`means`), linear discriminants (`lda`) or
+            ridge regression (`ridge`). `means` sends least and stands noise best: take it, with
+            one or two layers, in a private run.
+        router_layers: of `adapters`: from how many top layers of the frozen base the router's
+            features are pooled, side by side.
+        router_width: of `adapters`: random features on top of them; 0 for none. Whatever the
+            router, what each client sends at the end of a domain grows with the number of its
+            features; with `lda` and `ridge` it grows with the square of it.
+    """
+    if mode == "slices":
+        from . import slices
+
+        return slices.method(rank_per_domain, head)
+    if mode == "last_layers":
+        return _last_layers(layers)
+    from . import adapters
+    from .router import Router
+
+    return adapters.method(Router(router, router_layers, router_width))
+
+
+def _last_layers(layers: int) -> Continual:
+    def begin(kept: Kept, params: Vector, manifest: Manifest, index: int) -> tuple[Kept, Vector]:
+        still = _still(manifest.names, layers)
+        if len(still) == len(manifest.names):
+            raise RunError(
+                f"with mode = 'last_layers' and layers = {layers} nothing of this model may move: "
+                "it has no head. Write [continual] layers = 1 or more."
+            )
+        return kept, params
+
+    def mask(memory: frozenset[str], parameters: Tensors) -> Tensors:
+        return {n: p.new_zeros(()) for n, p in parameters.items() if n in memory}
+
+    # Layers are counted in the whole manifest: a strategy may train a part of it only.
+    return Continual(
+        start=lambda phase: _still(phase.manifest.names, layers),
+        mask=mask,
+        begin=begin,
+        users=False,
+        private=True,
+    )
+
+
+def _still(names: tuple[str, ...], layers: int) -> frozenset[str]:
+    """LoRA factors below the top `layers` layers that have any.
+
+    Raises:
+        RunError: the names do not say which layer a factor is in.
+    """
+    found: dict[str, int] = {}
+    lists = set()
+    for name in names:
+        if not name.endswith(_FACTORS):
+            continue
+        numbered = re.match(r"(?P<list>(?:[^.]+\.)*?)(?P<layer>\d+)\.", name)
+        if numbered is None:
+            raise _unknown(name)
+        lists.add(numbered["list"])
+        found[name] = int(numbered["layer"])
+    if len(lists) > 1:
+        raise _unknown(" and ".join(sorted(f"{part}0" for part in lists)))
+    moving = sorted(set(found.values()))[-layers:] if layers else []
+    return frozenset(name for name, layer in found.items() if layer not in moving)
+
+
+def _unknown(got: str) -> RunError:
+    return RunError(
+        "mode = 'last_layers' needs names of tensors that number the layers of one list, such as "
+        f"'layer.5.query.lora_A'; got {got}. Use another mode, or let [model] layers say which "
+        "layers are adapted."
+    )
