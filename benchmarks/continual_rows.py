@@ -174,7 +174,10 @@ FEDERATED: dict[str, Setting] = {
 }
 """Ten clients, all sentences."""
 
-CENTRAL = {"train": {"epochs": 10, "batch_size": 16, "lr": 5e-3}, "round": {"rounds": 1}}
+CENTRAL = {
+    "train": {"epochs": 10, "batch_size": 16, "lr": 1e-3, "loss_over": "domain"},
+    "round": {"rounds": 1},
+}
 SEEN = {**CENTRAL, "train": {**CENTRAL["train"], "loss_over": "seen"}}
 
 
@@ -253,7 +256,7 @@ _TWO = {
     "data": {"name": "sample"},
     "domains": {"order": ["bank", "city"]},
     "shards": {"split": "dirichlet", "alpha": 0.5, "num_clients": 3},
-    "train": {"epochs": 1, "batch_size": 16, "lr": 5e-3},
+    "train": {"epochs": 1, "batch_size": 8, "lr": 1e-2, "loss_over": "seen"},
     "round": {"rounds": 1},
 }
 QUICK: dict[str, Setting] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,9 @@ from .statistics import Floats
 # Of a record, counts are 1, class sums hold a feature of about STEPS, and the Gram matrix its
 # square; and a class has fewer records than all have. Powers of two: nothing is lost on the way.
 _COUNT, _SUM = float(STEPS**2), 4.0 * STEPS
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_MANY = 2**20  # no name has a number: the base itself says how many layers it has
 
 
 def sums(
@@ -170,6 +174,12 @@ def natural(total: Floats, num_labels: int, width: int) -> Floats:
 def hidden_of(manifest: Manifest) -> int:
     """Values in a layer of the base: the width of the model's own head."""
     return shape_of(manifest)[1]
+
+
+def depth_of(manifest: Manifest) -> int:
+    """Layers of the base, as far as the names of what is adapted tell: the top one always is."""
+    found = (_LAYER.search(name) for name in manifest.names if not name.startswith("head."))
+    return max((1 + int(match[1]) for match in found if match), default=_MANY)
 
 
 def shape_of(manifest: Manifest) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def build(
         form: `means` (counts and class sums travel, little; the covariance within classes is that
             of the server's validation records, where it helps), `lda`, or `ridge` (both with the
             Gram matrix's upper triangle).
-        layers: how many top layers of the encoder are pooled, side by side.
+        layers: how many top layers of the encoder are pooled, side by side; all of a smaller one.
         width: random features on them; 0 takes the pooled features themselves. Accuracy rises
             with it, and the upload with its square.
         regulariser: of `ridge`, in units of the Gram matrix's mean diagonal; of `lda` and `means`,
@@ -69,10 +69,11 @@ def build(
         raise ConfigError([Fault("continual.regulariser", problem, "give 0 to have it chosen")])
     second, renew = form != "means", encoder == "refresh"
 
-    def recipe() -> Recipe:
+    def recipe(manifest: Manifest) -> Recipe:
         from .analytic_answer import Recipe
+        from .analytic_client import depth_of
 
-        return Recipe(layers, width, seed, encoder != "base")
+        return Recipe(min(layers, depth_of(manifest)), width, seed, encoder != "base")
 
     def mask(phase: Phase, parameters: Tensors) -> Tensors:
         if encoder != "first" or not phase.index:
@@ -85,18 +86,19 @@ def build(
         from .statistics import size
 
         num_labels, hidden = shape_of(manifest)
-        return size(num_labels, recipe().num_features(hidden), second=second)
+        return size(num_labels, recipe(manifest).num_features(hidden), second=second)
 
     def finish(phase: Phase, shard: Records, model: Model, _: Phase) -> Vector:
         from . import analytic_client
 
-        return analytic_client.sums(phase, shard, model, recipe(), refresh=renew, second=second)
+        how = recipe(model.manifest)
+        return analytic_client.sums(phase, shard, model, how, refresh=renew, second=second)
 
     def learn(kept: Kept, lesson: Lesson) -> Kept:
         from . import analytic_server
 
         solver = analytic_server.Solver(form, regulariser, blend, renew)
-        return analytic_server.learn(kept, lesson, recipe(), solver)
+        return analytic_server.learn(kept, lesson, recipe(lesson.manifest), solver)
 
     def answer(head: Vector, model: Model, labels: tuple[str, ...]) -> Answer:
         from . import analytic_answer
