@@ -25,7 +25,7 @@ demo: $(READY)
 	@echo "both runs in one plot: runs/compare.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not integration and not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not integration and not slow and not gpu"
 	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
 
 test-all: $(READY)

@@ -187,7 +187,7 @@ class CausalLM:
         """`batch`, each completion token drawn from the prediction there, without gradients."""
         counted = batch.targets != IGNORED
         with torch.no_grad():
-            logits = self._logits(batch)[counted]
+            logits = self.outputs(batch)[counted]
         targets = batch.targets.clone()
         targets[counted] = drawn(logits, rng)
         return replace(batch, targets=targets)
@@ -245,13 +245,14 @@ class CausalLM:
         return score
 
     def _token_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self._logits(batch)
+        logits = self.outputs(batch)
         loss = nn.functional.cross_entropy(
             logits.transpose(1, 2), batch.targets, reduction="none", ignore_index=IGNORED
         )
         return loss, logits
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
+    def outputs(self, batch: Batch) -> torch.Tensor:
+        """Logits [b, t, tokens], with their graph."""
         with self._autocast():
             logits: torch.Tensor = self.module(
                 input_ids=batch.ids, attention_mask=batch.mask

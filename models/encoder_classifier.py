@@ -221,12 +221,12 @@ class EncoderClassifier:
             answers: indices of labels.
             free: bool [b], the examples whose loss looks at all labels all the same.
         """
-        return labelled.losses(self._logits(batch), batch.targets, answers, free)
+        return labelled.losses(self.outputs(batch), batch.targets, answers, free)
 
     def resampled(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """`batch` with labels drawn from the softmax over all labels, without gradients."""
         with torch.no_grad():
-            return replace(batch, targets=labelled.drawn(self._logits(batch), rng))
+            return replace(batch, targets=labelled.drawn(self.outputs(batch), rng))
 
     def logits(self, encoded: Encoded, batch_size: int) -> Vector:
         """Scores of the labels, float32 [n, labels], in the order of `encoded`."""
@@ -234,7 +234,7 @@ class EncoderClassifier:
         found = np.empty((len(encoded), len(self.labels)), np.float32)
         with torch.no_grad():
             for indices in encoded.by_length(batch_size):
-                found[indices] = self._logits(encoded.batch(indices)).cpu().numpy()
+                found[indices] = self.outputs(encoded.batch(indices)).cpu().numpy()
         return found
 
     def features(self, records: Records, layers: int = 1, *, adapted: bool = False) -> Vector:
@@ -265,13 +265,14 @@ class EncoderClassifier:
         with torch.no_grad():
             for indices in encoded.by_length(batch_size):
                 batch = encoded.batch(indices)
-                logits = self._logits(batch)
+                logits = self.outputs(batch)
                 loss = nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
                 right = (logits.argmax(1) == batch.targets).sum()
                 score += Score(float(loss), int(right), len(indices))
         return score
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
+    def outputs(self, batch: Batch) -> torch.Tensor:
+        """Logits [b, labels], with their graph."""
         with self._autocast():
             if self._cut is not None:
                 hidden = self._cut.above(batch.inputs, batch.mask)

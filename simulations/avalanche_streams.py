@@ -102,7 +102,7 @@ class IndexedModel(DynamicModule):  # type: ignore[misc]
     def forward(self, positions: Any) -> Any:
         """Logits float [b, classes so far] of the records at int64 `positions` [b]."""
         batch = self._encoded.batch(positions.cpu().numpy())
-        return self.model._logits(batch)  # with gradients, which `logits` has none of
+        return self.model.outputs(batch)  # with gradients, which `logits` has none of
 
     def _register(self) -> None:
         for name, parameter in self.model.parameters().items():

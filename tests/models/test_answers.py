@@ -107,7 +107,7 @@ def test_a_model_draws_from_its_own_predictions(model, requests_):
     encoded = model.encode(requests_)
     batch = encoded.batch(np.full(6_000, 1))
     with torch.no_grad():
-        wanted = model._logits(encoded.batch(np.array([1])))[0].double().softmax(0).numpy()
+        wanted = model.outputs(encoded.batch(np.array([1])))[0].double().softmax(0).numpy()
     drawn = model.resampled(batch, np.random.default_rng(1))
     counts = np.bincount(drawn.targets.numpy(), minlength=3)
     assert stats.chisquare(counts, 6_000 * wanted).pvalue > 0.01

@@ -23,7 +23,7 @@ def fitted(layers=1, seed=0, build=tiny.build, **more):
 def logits(model, records):
     encoded = model.encode(records)
     with torch.no_grad():
-        return model._logits(encoded.batch(np.arange(len(records))))
+        return model.outputs(encoded.batch(np.arange(len(records))))
 
 
 def test_the_loss_is_cross_entropy_of_the_pooled_head_by_hand(requests_):
