@@ -17,7 +17,7 @@ from ..core.parts import SecureSum
 from ..core.seeds import derive, generator
 from ..core.sums import Chance, Figures
 from ..core.values import Ticket, Update, Vector
-from ..core.wire import PEAKS, in_units, peaks_of
+from ..core.wire import PEAKS, in_units, peaks_of, split
 from .parties import Client, Sealing
 from .promise import Promise
 from .store import Kept
@@ -177,6 +177,14 @@ def _in_units(delta: Vector, question: Question, sums: SecureSum) -> Vector:
             f"a summary of {len(question.lengths)} parts must have as many units; got "
             f"{len(question.units)}. Install the same version at both ends."
         )
+    for part, unit in zip(split(delta, question.lengths), question.units, strict=True):
+        largest = float(np.abs(part).max(initial=0.0))
+        if largest > unit * (1.0 + 1e-6):
+            raise RunError(
+                f"a summary must keep to the unit that was agreed, {unit:g}; its largest value is "
+                f"{largest:g}. This client was not asked how large it is, or not heard. Nothing "
+                "is sent; what it learnt counts at the next domain's end."
+            )
     most = sums.scale(0.0, 1.0)
     factors = [most / unit if unit else 0.0 for unit in question.units]
     return in_units(delta, question.lengths, factors)

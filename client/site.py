@@ -62,6 +62,7 @@ class Site:
             partial=self.config.shards.split == "local",
         )
         self._sums = 0
+        self._run = ""
         self.shards = Shards(self.config, self.model, self.stream)
         self.holdings = Holdings(self.shards, self.stream)
 
@@ -111,8 +112,12 @@ class Site:
     ) -> tuple[bytes, dict[str, float]]:
         # The config too: a run that is deleted and begun anew may have the old one's name.
         asked = self._text.encode() + params.tobytes() + summary.tobytes()
+        if not self.promise.holds:  # what was released under a promise stays what it was
+            # Asked again after somebody withdrew, a client answers without that record.
+            asked += "\0".join(sorted(self.holdings.gone(client))).encode()
         salt = hashlib.sha256(asked).hexdigest()[:16]
         self.promise.admit(client.store)
+        self._run = sealing.pact.run
         question = Question(task.ticket, salt, sealing)
         if kind != TRAIN:
             task, units = _ending(task, kind)
@@ -221,6 +226,9 @@ class Site:
         """What is trained on, the new records first; who pays; and which are new."""
         shard = self.holdings.mine(client, task.domain.name)
         records = self.continual.dataset(memory, shard, self.model)
+        if self.model.labels_needed:  # a memory outlives runs, which may not know all its labels
+            known = frozenset(self.model.labels)
+            records = records.where(lambda i: records.targets[i] in known)
         if self.promise.example.unit:
             records = once(records)
         own = frozenset(shard.ids)
@@ -330,6 +338,7 @@ class Site:
             withdrawn=partial(self.holdings.withdrawn, client, task.seen),
             gone=self.holdings.gone(client),
             counted=frozenset(task.counted),
+            run=self._run,
         )
 
     def _summed(

@@ -75,7 +75,8 @@ def _change(
     phase: Phase, records: Records, model: Model, recipe: Recipe, *, second: bool
 ) -> Vector:
     """New records added, withdrawn ones subtracted; what is added is written down first."""
-    source = f"base {phase.base}, {recipe.layers} layers, adapted {recipe.adapted}"
+    # Ends are counted run by run: what another run's ends had is nothing that this one has.
+    source = f"run {phase.run}, base {phase.base}, {recipe.layers} layers, adapted {recipe.adapted}"
     num_pooled = recipe.layers * hidden_of(model.manifest)
     before = contributions.counted(phase.folder, source, num_pooled, phase.counted)
     known = frozenset(before.ids)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..core.errors import RunError
 from ..core.parts import Kept, Lesson
 from ..core.values import Vector
 from . import heads, statistics
@@ -123,6 +124,11 @@ def _added(kept: Kept, lesson: Lesson, recipe: Recipe, *, second: bool) -> Sums:
     """
     num_labels, width = len(lesson.labels), recipe.num_features(shape_of(lesson.manifest)[1])
     total = natural(lesson.total, num_labels, width)
+    if not np.abs(total).max(initial=0.0) < 2.0**53:
+        raise RunError(
+            "sums of statistics must be below 2**53; they are not: a client sent what no records "
+            "add up to. Find it, leave it out, and resume the run."
+        )
     new = statistics.view(np.rint(total, out=total), num_labels, width)
     if not kept:
         return Sums(*(_narrow(part) for part in (new.counts, new.sums, new.gram)))

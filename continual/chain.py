@@ -146,10 +146,14 @@ def _split_summary(summary: Vector, number: int) -> list[Vector]:
     if not summary.size:
         return [summary] * number
     digits = summary[: 2 * number].astype(np.float64)
+    # A server may send anything: infinities, and lengths that only their sum makes right.
+    sound = bool(np.isfinite(digits).all() and (digits >= 0.0).all())
     lengths = [
-        int(high * _BASE + low) for high, low in zip(digits[::2], digits[1::2], strict=False)
+        int(high * _BASE + low)
+        for high, low in zip(digits[::2], digits[1::2], strict=False)
+        if sound
     ]
-    if 2 * number + sum(lengths) != summary.size:
+    if not sound or len(lengths) != number or 2 * number + sum(lengths) != summary.size:
         raise RunError(
             f"the summary of a chain of {number} methods must say the length of each part; its "
             f"{summary.size} values do not. Use one config and one version at both ends."

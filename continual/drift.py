@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 def build(
     *,
-    window: Annotated[int, Field(ge=LEAST)] = 100,
+    window: Annotated[int, Field(ge=LEAST, le=10**6)] = 100,
     capacity: Annotated[int, Field(ge=100)] = 2000,
     false_alarms: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05,
     present: Annotated[float, Field(gt=0.0, le=1.0)] = 0.44,

@@ -21,8 +21,8 @@ def build(
     head: Literal["frozen", "shared"] = "frozen",
     layers: Annotated[int, Field(ge=0)] = 1,
     router: Literal["means", "lda", "ridge"] = "lda",
-    router_layers: Annotated[int, Field(ge=1)] = 4,
-    router_width: Annotated[int, Field(ge=0)] = 0,
+    router_layers: Annotated[int, Field(ge=1, le=256)] = 4,
+    router_width: Annotated[int, Field(ge=0, le=32_768)] = 0,
 ) -> Continual:
     """The method that keeps what earlier domains have learnt out of the way of the next one.
 

@@ -31,13 +31,16 @@ _FISHER, _ANCHOR, _LAYOUT = "fisher", "anchor", "layout"
 # magnitude between them: LoRA's part lost 10 % of its norm at 8 bits and 0.7 % at 12.
 _BITS = 12
 
+# Squared gradients of a loss that trains are far below; what is above would leave float32 soon.
+_MOST_FISHER = 1e12
+
 _Springs: TypeAlias = Callable[[Any], Mapping[str, tuple[Any, Any]]]
 """(device) -> curvature and anchor by tensor name, there."""
 
 
 def build(
     *,
-    strength: Annotated[float, Field(ge=0.0)] = 1e3,
+    strength: Annotated[float, Field(ge=0.0, le=1e12)] = 1e3,
     samples: Annotated[int, Field(ge=1)] = 60,
     decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0,
     max_curvature: Annotated[float, Field(ge=0.0)] = 0.0,
@@ -203,6 +206,11 @@ def _learn(kept: Kept, lesson: Lesson, decay: float) -> Kept:
     fisher = np.maximum(lesson.total / max(lesson.clients, 1.0), 0.0)
     if _FISHER in kept:
         fisher += decay * _fitted(kept, lesson.params, lesson.manifest)[_FISHER]
+    if not np.abs(fisher).max(initial=0.0) < _MOST_FISHER:
+        raise RunError(
+            f"the Fisher must be below {_MOST_FISHER:g}; it is {np.abs(fisher).max():g}: a client "
+            "sent what no gradient gives, or training went astray. Resume the run without it."
+        )
     return {
         _FISHER: fisher.astype(np.float32),
         _ANCHOR: np.array(lesson.params, np.float32),

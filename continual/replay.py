@@ -36,13 +36,16 @@ def build(
     uncertain_below: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
     retrieve: Annotated[int, Field(ge=1)] = 200,
     loss_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5,
-    tune_rounds: Annotated[int, Field(ge=0)] = 1,
+    tune_rounds: Annotated[int, Field(ge=0, le=1000)] = 1,
 ) -> Continual:
     """Replay from a memory on the client's disk.
 
     In a private run whether a record stays may depend on that record alone: each is kept with
     the chance `share`, drawn by a key that only its client knows, and `per_class` and `capacity`
     do not apply. Only `auto` and `reservoir` can do so.
+
+    What a domain adds to the memory is chosen at its end: a client that is away then keeps nothing
+    of it.
 
     Args:
         policy: which records are worth keeping. `auto`: `herding`, in a private run `reservoir`;

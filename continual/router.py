@@ -56,7 +56,8 @@ class Router:
 
     def inputs(self, manifest: Manifest) -> int:
         """Number of features M that the head sees."""
-        return self.width or self.layers * _head_shape(manifest)[1]
+        layers = self.recipe(manifest).layers
+        return self.width or layers * _head_shape(manifest)[1]
 
     def size(self, manifest: Manifest) -> int:
         """How many values the statistics of a domain have."""
@@ -68,12 +69,12 @@ class Router:
         """Whether the head needs the Gram matrix."""
         return self.kind != "means"
 
-    @property
-    def recipe(self) -> Recipe:
+    def recipe(self, manifest: Manifest) -> Recipe:
         """How records become features: those of the frozen base, which no domain moves."""
         from .analytic_answer import Recipe
+        from .analytic_client import depth_of
 
-        return Recipe(self.layers, self.width, _SEED, adapted=False)
+        return Recipe(min(self.layers, depth_of(manifest)), self.width, _SEED, adapted=False)
 
     def features(self, model: Any, records: Records) -> Vector:
         """Features of the texts, float32 [n, M]; the targets are not looked at.
@@ -81,10 +82,11 @@ class Router:
         Raises:
             ModelError: the base has fewer layers than the router asks for.
         """
+        recipe = self.recipe(model.manifest)
         if not len(records):
-            pooled = model.features(records, self.layers)
+            pooled = model.features(records, recipe.layers)
             return np.zeros((0, self.width or pooled.shape[1]), np.float32)
-        return random_features.project(self.recipe.steps(model, records), self.width, _SEED)
+        return random_features.project(recipe.steps(model, records), self.width, _SEED)
 
     def of_client(self, phase: Phase, shard: Records, model: Any) -> Vector:
         """What a client adds at the end of a domain, float32 [size(manifest)].
@@ -95,7 +97,7 @@ class Router:
         from . import analytic_client
 
         found = analytic_client.sums(
-            phase, shard, model, self.recipe, refresh=False, second=self.second
+            phase, shard, model, self.recipe(model.manifest), refresh=False, second=self.second
         )
         scaled: Vector = (found * self._scales(model.manifest)).astype(np.float32)
         return scaled

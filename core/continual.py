@@ -76,6 +76,7 @@ class Phase:
         withdrawn: () -> those of its records whose people asked to be forgotten.
         gone: ids of all withdrawn records, whether the client still holds them or not.
         counted: indices of the domains of this run whose end the server counted this client in.
+        run: of which run the indices are: its name and token.
     """
 
     domain: Domain
@@ -93,6 +94,7 @@ class Phase:
     withdrawn: Callable[[], Records] = no_records
     gone: frozenset[str] = frozenset()
     counted: frozenset[int] = frozenset()
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)

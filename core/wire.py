@@ -82,17 +82,18 @@ def in_units(
 ) -> npt.NDArray[Any]:
     """`vector` with each part of the given lengths times its factor."""
     return np.concatenate(
-        [part * factor for part, factor in zip(_split(vector, lengths), factors, strict=True)]
+        [part * factor for part, factor in zip(split(vector, lengths), factors, strict=True)]
     ).astype(vector.dtype, copy=False)
 
 
 def peaks_of(vector: Vector, lengths: Sequence[int]) -> list[int | None]:
     """The half octave of the largest value of each part; None where all are 0."""
-    parts = _split(vector, lengths)
+    parts = split(vector, lengths)
     return [peak_of(float(np.abs(part).max(initial=0.0))) for part in parts]
 
 
-def _split(vector: npt.NDArray[Any], lengths: Sequence[int]) -> list[npt.NDArray[Any]]:
+def split(vector: npt.NDArray[Any], lengths: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """The parts of `vector` of the given lengths."""
     return np.split(vector, np.cumsum(lengths)[:-1])
 
 

@@ -39,6 +39,7 @@ class Outcome:
         attempt: which attempt this is the outcome of.
         counted: nodes whose answers are in it.
         size_bytes: of their sealed bodies.
+        rejected: how many answers were left out, by cause.
     """
 
     opened: Opened
@@ -47,6 +48,7 @@ class Outcome:
     attempt: int = 0
     counted: tuple[int, ...] = ()
     size_bytes: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +270,7 @@ def _open(room: Room, waiting: Pending, tally: Tally, kind: str) -> Outcome | Fa
         attempt=pact.attempt,
         counted=tuple(waiting.counted),
         size_bytes=tally.size_bytes,
+        rejected=dict(tally.rejected),
     )
 
 

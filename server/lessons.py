@@ -79,6 +79,14 @@ def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerStat
     kept = room.continual.learn(known.kept, lesson)
     counted = {node: (*known.counted.get(node, ()), state.domain) for node in outcome.counted}
     known = Knowledge(kept, {**known.counted, **counted})
+    if outcome.rejected:
+        logger.warning(
+            "the end of domain %d was learnt without %d clients: %s; what a method can add later, "
+            "such as sums of an analytic head, comes at the next end",
+            state.domain,
+            sum(outcome.rejected.values()),
+            dict(outcome.rejected),
+        )
     knowledge.save(room.folder / FOLDER, state.domain + 1, known, room.token)
     room.log.emit(
         "learnt",
@@ -88,6 +96,7 @@ def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerStat
         bytes_up=outcome.size_bytes,
         bytes_down=len(outcome.counted) * (state.params.nbytes + state.summary.nbytes),
         clients=len(outcome.counted),
+        rejected=dict(outcome.rejected),
         seconds=time.monotonic() - started,
     )
     head = np.asarray(room.continual.head(kept), np.float32)

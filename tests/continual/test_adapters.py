@@ -10,7 +10,7 @@ from perennial.client.train import Forces, Schedule, train
 from perennial.continual import adapters, elastic_mask
 from perennial.core.config import Train
 from perennial.core.continual import Lesson, Phase
-from perennial.core.errors import ModelError, RunError
+from perennial.core.errors import RunError
 from perennial.core.private import one_cohort
 from perennial.core.values import Domain, Manifest, Records
 from perennial.models import tiny
@@ -337,9 +337,10 @@ def test_a_model_without_a_head_is_refused_at_the_start():
         method().begin({}, np.zeros(6, np.float32), bare, 0)
 
 
-def test_too_many_layers_are_refused_before_training(tmp_path):
+def test_a_base_of_fewer_layers_is_taken_whole(tmp_path):
     run = Run(method(router_layers=3), tmp_path)
     run.begin()
     memory = run.method.start(run.phase("a"))
-    with pytest.raises(ModelError, match="features must be of 1 to 2 layers"):
-        run.method.dataset(memory, TRAIN[0], run.model)
+    assert run.method.dataset(memory, TRAIN[0], run.model) == TRAIN[0]
+    whole = method(router_layers=2).size(run.model.manifest)
+    assert run.method.size(run.model.manifest) == whole

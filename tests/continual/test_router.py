@@ -20,6 +20,8 @@ class Plain:
     Sentences of words have the features of opposite numbers, and so no mean.
     """
 
+    manifest = Manifest(("layer.0.lora_A",), ((1, 1),))
+
     def features(self, records, layers, adapted=False):
         rows = [self.row(i, text) for i, text in enumerate(records.texts)]
         return np.array(rows, np.float32).reshape(len(rows), WIDTH)
@@ -190,5 +192,7 @@ def test_features_do_not_depend_on_the_adapter():
     model.load(draws.normal(size=model.manifest.size).astype(np.float32))
     assert np.array_equal(chosen.features(model, records), before)
     assert chosen.features(model, Records()).shape == (0, chosen.inputs(model.manifest))
-    named = SimpleNamespace(features=model.features)  # labels are not looked at
+    named = SimpleNamespace(
+        features=model.features, manifest=model.manifest
+    )  # labels are not looked at
     assert np.array_equal(chosen.features(named, records), before)

@@ -73,6 +73,8 @@ batch_size = 16
 epochs = 2
 [round]
 weight = "uniform"
+[continual]
+name = "none"
 [privacy]
 name = "dp_sgd"
 epsilon = 50.0

@@ -663,7 +663,8 @@ class Node:
 
     def parts(self, pact, note):
         params = np.full(self.size, 0.01, "<f4").tobytes()
-        arrays = {wire.PARAMS: params, wire.SUMMARY: b"", **({wire.NOTE: note} if note else {})}
+        arrays = {wire.PARAMS: params, wire.SUMMARY: b"", wire.HEAD: b""}
+        arrays |= {wire.NOTE: note} if note else {}
         return {wire.ARRAYS: arrays, wire.TASK: self.task.pack(), wire.PACT: pact.pack()}
 
     def message(self, kind, parts):
@@ -683,7 +684,7 @@ class Node:
 
 
 def arrays_of(part):
-    stypes = {wire.PARAMS: wire.FLOAT32, wire.SUMMARY: wire.FLOAT32}
+    stypes = dict.fromkeys((wire.PARAMS, wire.SUMMARY, wire.HEAD), wire.FLOAT32)
     found = {}
     for name, data in part.items():
         data, stype = data if isinstance(data, tuple) else (data, stypes.get(name, wire.SEALED))
