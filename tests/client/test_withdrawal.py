@@ -1,7 +1,9 @@
 """A person withdraws: the client's records, training and continual method forget the record."""
 
+from dataclasses import replace
+
 import numpy as np
-from asking import NOTHING, answered, client, start, task_of
+from asking import NOTHING, answered, client, sealing_of, start, task_of
 
 from perennial.client import withdrawn
 from perennial.client.parties import Own
@@ -62,3 +64,39 @@ def test_a_client_that_withdrew_changes_nothing_and_weighs_nothing(tmp_path):
     body, metrics = answered(site, mine, task, start(site, task), NOTHING)
     assert metrics["weight"] == 0.0
     assert not np.frombuffer(body, "<f4").any()
+
+
+def test_asked_again_after_somebody_withdrew_a_client_answers_without_that_record(tmp_path):
+    """A server that died before it kept an answer asks again: the old one may not come back."""
+    text = TEXT.replace('name = "none"', 'name = "analytic_head"\nlayers = 2')
+    site = Site(text, {}, Own())
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    size = site.continual.size(site.model.manifest)
+    ended = replace(task, ticket=replace(task.ticket, round=3, manifest=f"summary-{size}"))
+
+    def finished():
+        sealing = sealing_of(site, mine, ended)
+        sealing = replace(sealing, pact=replace(sealing.pact, size=size))
+        return site.finish(mine, ended, params, NOTHING, sealing)[0]
+
+    first = finished()
+    assert finished() == first
+    gone = site.holdings.mine(mine, task.domain.name).ids[:2]
+    withdrawn.write(mine.store.folder, gone)
+    again = np.frombuffer(finished(), "<f4")
+    before = np.frombuffer(first, "<f4")
+    counts = len(task.labels)
+    unit = before[:counts].sum() / (len(site.holdings.mine(mine, task.domain.name)) + 2)
+    assert before[:counts].sum() - again[:counts].sum() == 2 * unit
+
+
+def test_a_memory_may_know_labels_that_a_later_run_does_not(tmp_path):
+    text = TEXT.replace('name = "none"', 'name = "replay"')
+    site = Site(text, {}, Own())
+    last, mine = task_of(site, domain=1), client(site, tmp_path)
+    ended = replace(last, ticket=replace(last.ticket, round=3))
+    answered(site, mine, ended, start(site, last), NOTHING, "finish")
+    first = task_of(site, run="another")
+    body, _ = answered(site, mine, first, start(site, first), NOTHING)
+    assert np.frombuffer(body, "<f4").any()
