@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class ClientStore:
         mine = {"schema": _SCHEMA, "client": client, "base": base}
         if not card.exists():
             write_atomically(card, json.dumps({**mine, "token": secrets.token_hex(8)}))
-        found = json.loads(card.read_text(encoding="utf-8"))
+        found = _card(card)
         # Indices repeat from machine to machine: the token tells one client's ledger from another's
         self.client = f"{client}-{found.pop('token', '')}"
         if found != mine:
@@ -124,7 +125,11 @@ class ClientStore:
             head = json.loads(file[4:end])
         except ValueError:  # cut off by a power cut: compute it again
             return None
-        if head.get("key") != _key(ticket, salt) or head.get("content") != _digest(content):
+        if (
+            not isinstance(head, dict)
+            or head.get("key") != _key(ticket, salt)
+            or head.get("content") != _digest(content)
+        ):
             return None
         split = head["delta_bytes"]
         return Kept(
@@ -136,6 +141,20 @@ class ClientStore:
             body=content[split:],
             secret=bytes.fromhex(head["secret"]),
         )
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        problem = "it holds no table"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise RunError(
+        f"{path} must say whose folder this is; it does not: {problem}. Put it back from the backup "
+        "of the whole folder: ledger and memory belong to it."
+    )
 
 
 def _digest(body: bytes) -> str:

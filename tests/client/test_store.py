@@ -121,3 +121,11 @@ def test_an_empty_body_is_an_answer(tmp_path):
     nothing = Kept(np.zeros(0, np.float32), 0.0, 0.0, {"weight": 0.0})
     store.remember(TICKET, "salt", nothing, sync=False)
     assert same(store.recall(TICKET, "salt"), nothing)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '"x"', "{"])
+def test_a_damaged_card_is_named(tmp_path, content):
+    ClientStore(tmp_path, "00001", "base")
+    (tmp_path / "client.json").write_text(content)
+    with pytest.raises(RunError, match=r"client.json must say whose folder this is"):
+        ClientStore(tmp_path, "00001", "base")
