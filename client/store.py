@@ -152,8 +152,8 @@ def _card(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         problem = str(error)
     raise RunError(
-        f"{path} must say whose folder this is; it does not: {problem}. Put it back from the backup "
-        "of the whole folder: ledger and memory belong to it."
+        f"{path} must say whose folder this is; it does not: {problem}. Put it back from the "
+        "backup of the whole folder: ledger and memory belong to it."
     )
 
 
