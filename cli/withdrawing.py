@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from ..client import withdrawn
-from ..continual import memory
+from ..continual import memory, reference
 from ..core.errors import DataError
 
 _CARD = "client.json"
@@ -37,13 +37,16 @@ def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything:
     known = withdrawn.read(folder)
     after = withdrawn.write(folder, named, everything=everything)
     num_forgotten = memory.forget(folder, after.ids, everything=after.everything)
+    num_compared = reference.forget(folder, after.ids, everything=after.everything)
     new = len(after.ids - known.ids)
     what = "all records of this client" if everything else f"{new} ids, {len(after.ids)} in all"
     typer.echo(f"withdrawn: {what}")
     typer.echo(f"memory: {num_forgotten} records taken out, and out of its index")
+    typer.echo(f"drift: {num_compared} records taken out of what new records are held against")
     typer.echo(
         "statistics: what these records added to sums is subtracted in the client's next update, "
-        "where its method can; weights that were trained on them stay as they are"
+        "where its method can, and until then their features stay on this disk; weights that were "
+        "trained on them stay as they are"
     )
 
 

@@ -220,3 +220,32 @@ def save(folder: Path, reference: Reference) -> None:
         write_atomically(path, packed(reference), _PRIVATE)
     except OSError as error:
         raise RunError(f"{path} must be writable: {error}; the old one is kept") from error
+
+
+def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> int:
+    """Take records out of a client's reference at once; how many were in it.
+
+    A damaged file is taken away whole: it is drawn anew from what the client holds.
+
+    Args:
+        folder: of the client.
+        ids: of records.
+        everything: all of them.
+
+    Raises:
+        RunError: it cannot be read or written; it is as it was.
+    """
+    path = folder / FILE
+    try:
+        found = unpacked(path.read_bytes())
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise RunError(f"{path} must be readable: {error}; mend its permissions") from error
+    except ValueError:
+        path.unlink()
+        return 0
+    left = found.take([]) if everything else found.without(ids)
+    if len(left) < len(found):
+        save(folder, left)
+    return len(found) - len(left)

@@ -8,7 +8,7 @@ import pytest
 from perennial.cli.withdrawing import withdraw
 from perennial.client import withdrawn
 from perennial.client.store import ClientStore
-from perennial.continual import memory
+from perennial.continual import memory, reference
 from perennial.core.errors import DataError, RunError
 from perennial.core.values import Records
 
@@ -42,6 +42,25 @@ def test_by_id_and_by_file(client, tmp_path, capsys):
     assert "3 records taken out" in said
     withdraw(client, ["r1"], None, everything=False)
     assert "withdrawn: 0 ids, 4 in all" in capsys.readouterr().out
+
+
+def test_what_new_records_are_held_against_forgets_them_too(client, capsys):
+    rows = np.eye(4, dtype=np.float32)
+    records = Records(IDS, *(("text",) * 4 for _ in range(4)))
+    whole = reference.Reference("base", "key", ends=("first",))
+    reference.save(client, whole.joined(records, rows))
+
+    def kept():
+        return reference.load(client, "base", pytest.fail).ids
+
+    withdraw(client, ["r1", "r 4"], None, everything=False)
+    assert kept() == ("r2", "r3")
+    assert "drift: 2 records" in capsys.readouterr().out
+    withdraw(client, [], None, everything=True)
+    assert kept() == ()
+    (client / reference.FILE).write_bytes(b"damaged")
+    withdraw(client, ["r2"], None, everything=False)
+    assert not (client / reference.FILE).exists()
 
 
 def test_a_client_as_a_whole(client, capsys):
