@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from perennial.continual import ewc
+from perennial.continual import chain, ewc
 from perennial.core import plugins
 from perennial.core.config import parse
 from perennial.core.errors import ConfigError, RunError
@@ -332,3 +332,11 @@ def test_ewc_in_a_chain_pulls_as_it_does_alone(requests_, tmp_path):
     assert alone.keys() == chained.keys()
     assert all(torch.equal(alone[name], chained[name]) for name in alone)
     assert any(pull.any() for pull in alone.values())
+
+
+@pytest.mark.parametrize("digit", [np.inf, -np.inf, np.nan, -1.0, 1e30])
+def test_a_summary_with_impossible_lengths_is_refused(digit):
+    summary = np.zeros(8, np.float32)
+    summary[1] = digit
+    with pytest.raises(RunError, match="must say the length of each part"):
+        chain._split_summary(summary, 2)

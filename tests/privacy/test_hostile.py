@@ -597,6 +597,8 @@ max_weight = 200.0
 name = "bfv"
 clip = 0.5
 capacity = 16
+[continual]
+name = "none"
 """
 OWN, PEERS = 11, (12, 13, 14)
 DO = {
