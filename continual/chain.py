@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from ..core import plugins
 from ..core.errors import ConfigError, Fault, RunError
 from ..core.parts import Continual, Kept, Lesson, Model, Phase, Tensors
 from ..core.values import Manifest, Records, Vector
+from ..core.wire import split
 
 _TABLE = "continual.methods"
 
@@ -158,11 +157,7 @@ def _split_summary(summary: Vector, number: int) -> list[Vector]:
             f"the summary of a chain of {number} methods must say the length of each part; its "
             f"{summary.size} values do not. Use one config and one version at both ends."
         )
-    return _split(summary[2 * number :], lengths)
-
-
-def _split(vector: npt.NDArray[Any], sizes: Sequence[int]) -> list[npt.NDArray[Any]]:
-    return [vector[a:b] for a, b in pairwise(accumulate(sizes, initial=0))]
+    return split(summary[2 * number :], lengths)
 
 
 def _dataset(parts: Sequence[_Part], memories: Memories, shard: Records, model: Model) -> Records:
@@ -232,7 +227,7 @@ def _learn(parts: Sequence[_Part], kept: Kept, lesson: Lesson) -> Kept:
             f"the sum over the clients must have {sum(sizes)} values, "
             f"{' + '.join(map(str, sizes))}; got {lesson.total.shape}"
         )
-    for part, total in zip(parts, _split(lesson.total, sizes), strict=True):
+    for part, total in zip(parts, split(lesson.total, sizes), strict=True):
         own = part.method.learn(_own(kept, part), replace(lesson, total=total))
         kept = _with(kept, part, own)
     return kept

@@ -22,7 +22,7 @@ from .room import Room
 logger = logging.getLogger(__name__)
 
 FOLDER = "knowledge"
-"""Folder below the run's where it lies what the server keeps."""
+"""Folder, below the run's, of what the server keeps between domains."""
 
 
 def load(room: Room, domain: int) -> Knowledge:
