@@ -7,6 +7,7 @@ alone (its shard, its folder) is kept apart by its index.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -190,6 +191,7 @@ class Site:
             trainable,
             [] if phase.tuning else self._answers(task),
             generator(phase.seed, "batches", ticket.round),
+            self._counts(records) if table.balanced else (),
         )
         parts = self.model.manifest.slices(trainable)
         delta = gather(self.model.vector(), parts) - gather(params, parts)
@@ -203,6 +205,11 @@ class Site:
             self._weight(len(encoded)),
             {"loss": loss, **self.promise.spent(client.store)},
         )
+
+    def _counts(self, records: Records) -> list[int]:
+        """Of each label of the model, how many of `records` have it."""
+        met = Counter(records.targets)
+        return [met[label] for label in self.model.labels]
 
     def _weight(self, num_records: int) -> float:
         if self.promise.user.unit:  # even that a client has no record would tell about it

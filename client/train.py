@@ -64,6 +64,7 @@ def train(
     trainable: frozenset[str],
     answers: Sequence[int],
     rng: np.random.Generator,
+    counts: Sequence[int] = (),
 ) -> float:
     """Train `model` in place on `encoded`; the mean loss over the records seen (0 if none).
 
@@ -82,6 +83,7 @@ def train(
             records while new records leave old labels in peace (ER-ACE, Caccia et al. 2022,
             arXiv:2104.05025, section 4).
         rng: draws the batches of non-private training.
+        counts: of the round's records with each label; where given, the loss is a balanced one.
     """
     named = {n: p for n, p in model.parameters().items() if n in trainable}
     # What is masked altogether needs no gradient: a round that moves the head alone is cheap.
@@ -89,20 +91,21 @@ def train(
     parameters = {n: p for n, p in named.items() if n in trainable}
     if not parameters:
         return 0.0
-    optimizer = _optimizer(table, list(parameters.values()))
+    optimizer = _optimizer(table, _groups(table, parameters))
     drawn = list(privatizer.batches(strata, table.batch_size, table.epochs, rng))
     _need_charged(privatizer.steps(table.epochs) if len(strata) else 0, len(drawn))
     total, count = torch.zeros(()), 0
+    prior = {"prior": log_prior(counts)} if len(counts) else {}
     replayed = strata.of >= strata.fresh
     mixed = bool(answers) and bool(replayed.any())
     private = privatizer.session(model.module, parameters, table.batch_size)
     with _frozen(model, trainable), private as session:
         for step, indices in enumerate(drawn):
-            _set_rate(optimizer, table.lr * schedule.factor(step, len(drawn)))
+            _set_rate(optimizer, schedule.factor(step, len(drawn)))
             optimizer.zero_grad(set_to_none=True)
             for part in _parts(indices, table.accumulate, privatizer.largest_part):
                 free = torch.from_numpy(replayed[part]) if mixed else None
-                losses = model.losses(encoded.batch(part), answers, free)
+                losses = model.losses(encoded.batch(part), answers, free, **prior)
                 session.backward(losses, len(indices))
                 total = total.to(losses.device) + losses.detach().sum()
                 count += len(part)
@@ -122,21 +125,35 @@ def _need_charged(charged: int, drawn: int) -> None:
         )
 
 
-def _optimizer(table: Train, parameters: list[Any]) -> torch.optim.Optimizer:
+def log_prior(counts: Sequence[int]) -> torch.Tensor:
+    """Log of the share of each label, [labels], every label counted once more than it was met.
+
+    Added to the logits of a loss it makes the loss balanced (Ren et al. 2020, arXiv:2007.10740,
+    equation 4): what is learnt no longer depends on how many records of each label a client has,
+    which is where clients with other labels pull apart (Zhang et al. 2022, arXiv:2209.00189).
+    """
+    smoothed = torch.tensor(counts, dtype=torch.float32) + 1.0
+    return torch.log(smoothed / smoothed.sum())
+
+
+def _groups(table: Train, parameters: Tensors) -> list[dict[str, Any]]:
+    """The adapter's tensors and the head's, each with its own rate."""
+    head = [tensor for name, tensor in parameters.items() if name.startswith("head.")]
+    rest = [tensor for name, tensor in parameters.items() if not name.startswith("head.")]
+    groups = ((rest, table.lr), (head, table.head_lr or table.lr))
+    return [{"params": part, "lr": lr, "peak": lr} for part, lr in groups if part]
+
+
+def _optimizer(table: Train, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if table.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=table.lr,
-            momentum=table.momentum,
-            weight_decay=table.weight_decay,
-            fused=True,
-        )
-    return torch.optim.AdamW(parameters, lr=table.lr, weight_decay=table.weight_decay, fused=True)
+        decay = table.weight_decay
+        return torch.optim.SGD(groups, momentum=table.momentum, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, weight_decay=table.weight_decay, fused=True)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def _set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["peak"] * factor
 
 
 def _parts(indices: Indices, accumulate: int, largest: int) -> list[Indices]:

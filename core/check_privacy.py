@@ -41,6 +41,13 @@ def privacy_faults(
             "and does not charge it",
             "use a method that sums by `Phase.summed`, or [continual] name = 'none'",
         )
+    if example.unit and config.train.balanced:
+        yield Fault(
+            "train.balanced",
+            "must be false where single records are private: with it the loss of a record depends "
+            "on how many others have its label, which no clipping bounds",
+            "write balanced = false",
+        )
     if user.unit:
         yield from _user_faults(config, user, sums, strategy, takes_noise)
 

@@ -61,18 +61,27 @@ class Shards(Table):
 
 
 class Train(Table):
-    """`[train]`: the local loop of a client in one round."""
+    """`[train]`: the local loop of a client in one round.
+
+    Attributes:
+        head_lr: learning rate of the head, 0 for that of the adapter. A head that learns ten times
+            as fast leaves the adapter little to change, so that less is forgotten.
+        balanced: each client's loss allows for how many records of each label it has, those that
+            it replays among them, so that clients with other labels do not pull apart.
+    """
 
     epochs: Count = 1
     batch_size: Count = 32
     accumulate: Count = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    head_lr: Annotated[float, Field(ge=0.0)] = 0.0
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     warmup_rate: Rate = 0.1
     decay: Literal["linear", "constant"] = "linear"
     loss_over: Literal["auto", "domain", "seen"] = "auto"
+    balanced: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 1

@@ -155,13 +155,16 @@ class Model(Protocol):
         """Tokens (and cached activations) of `records`, whose labels the model must know."""
         ...
 
-    def losses(self, batch: Any, answers: Sequence[int], free: Any = None) -> Any:
+    def losses(
+        self, batch: Any, answers: Sequence[int], free: Any = None, prior: Any = None
+    ) -> Any:
         """Loss per example [b] over the outputs in `answers` (all of them when empty).
 
         Args:
             batch: of `encode(...).batch`.
             answers: indices of labels.
             free: bool [b], the examples whose loss looks at all outputs all the same.
+            prior: [labels], added to a classifier's logits first; None for nothing.
         """
         ...
 

@@ -18,7 +18,11 @@ _ROWS = 128
 
 
 def losses(
-    logits: torch.Tensor, targets: torch.Tensor, answers: Sequence[int], free: Any = None
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    answers: Sequence[int],
+    free: Any = None,
+    prior: Any = None,
 ) -> torch.Tensor:
     """Cross entropy per example [b] over the labels in `answers` (all when empty).
 
@@ -31,7 +35,10 @@ def losses(
         targets: indices of labels [b].
         answers: indices of labels.
         free: bool [b], the examples whose loss looks at all labels all the same.
+        prior: [labels], added to the logits first; None for nothing.
     """
+    if prior is not None:
+        logits = logits + prior.to(logits)
     if not answers or len(answers) >= logits.shape[1]:
         return nn.functional.cross_entropy(logits, targets, reduction="none")
     free = None if free is None else torch.as_tensor(free, dtype=torch.bool)

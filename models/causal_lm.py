@@ -171,13 +171,16 @@ class CausalLM:
         targets = [IGNORED] * (len(start) - 1) + end + [IGNORED]
         return torch.tensor([start + end, targets]).T.contiguous()
 
-    def losses(self, batch: Batch, answers: Sequence[int], free: Any = None) -> torch.Tensor:
+    def losses(
+        self, batch: Batch, answers: Sequence[int], free: Any = None, prior: Any = None
+    ) -> torch.Tensor:
         """Mean cross entropy over the completion's tokens, per example [b].
 
         Args:
             batch: of `encode(...).batch`.
             answers: without labels there is nothing to choose; not read.
             free: likewise.
+            prior: likewise.
         """
         loss, _ = self._token_losses(batch)
         counted = (batch.targets != IGNORED).sum(1).clamp(min=1)

@@ -213,15 +213,18 @@ class EncoderClassifier:
                 rows[int(index)] = row[:length].clone()
         return EncodedTexts(Ragged.of(rows), encoded.targets, self._device)
 
-    def losses(self, batch: Batch, answers: Sequence[int], free: Any = None) -> torch.Tensor:
+    def losses(
+        self, batch: Batch, answers: Sequence[int], free: Any = None, prior: Any = None
+    ) -> torch.Tensor:
         """Cross entropy per example [b] over the labels in `answers` (all when empty).
 
         Args:
             batch: of `encode(...).batch`.
             answers: indices of labels.
             free: bool [b], the examples whose loss looks at all labels all the same.
+            prior: [labels], added to the logits; None for nothing.
         """
-        return labelled.losses(self.outputs(batch), batch.targets, answers, free)
+        return labelled.losses(self.outputs(batch), batch.targets, answers, free, prior)
 
     def resampled(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """`batch` with labels drawn from the softmax over all labels, without gradients."""

@@ -151,14 +151,16 @@ class PlantedModel:
         """A step is over: the next one's canaries have the other sign."""
         self._sign = -self._sign
 
-    def losses(self, batch: _Marked, answers: Any, free: Any = None) -> torch.Tensor:
+    def losses(
+        self, batch: _Marked, answers: Any, free: Any = None, prior: Any = None
+    ) -> torch.Tensor:
         """Loss per example [b]: a canary's is one output of its linear, with this step's sign."""
         self._rows, self._outputs = {}, {}
         for row, index in enumerate(batch.indices):
             if index >= self._first:
                 entry = self._planted[int(index) - self._first]
                 self._rows.setdefault(entry.name, []).append((row, entry))
-        losses: torch.Tensor = self._model.losses(batch.batch, answers, free)
+        losses: torch.Tensor = self._model.losses(batch.batch, answers, free, prior)
         # Read only now: a session's own hooks may have made the outputs part of the graph.
         taken = {
             row: self._outputs[name][(row, *_first(self._outputs[name]), entry.row)]

@@ -382,3 +382,36 @@ def test_the_rate_of_each_step_is_the_scheduled_one():
     schedule = Schedule(1, 2, 0.5, "linear")
     go(model, many(8), BY_HAND, schedule, trainable=frozenset({"b"}))
     assert -model.now[1] == pytest.approx(0.1 * sum(schedule.factor(s, 4) for s in range(4)))
+
+
+class Headed(Line):
+    """A line whose `b` is the head's."""
+
+    def parameters(self):
+        return {"w": self.module.w, "head.b": self.module.b}
+
+
+def test_the_head_has_a_rate_of_its_own():
+    # the mean gradient by hand is (1, 0) at b = 0: at b = 1 it is (errors -1 and 3) (2.5, 1).
+    table = BY_HAND.model_copy(update={"head_lr": 0.4})
+    model = Headed(b=1.0)
+    go(model, table=table, trainable=frozenset({"w", "head.b"}))
+    assert model.now == pytest.approx([1.0 - 0.1 * 2.5, 1.0 - 0.4 * 1.0])
+    same = Headed(b=1.0)
+    go(same, trainable=frozenset({"w", "head.b"}))
+    assert same.now == pytest.approx([1.0 - 0.1 * 2.5, 1.0 - 0.1 * 1.0])
+
+
+def test_the_prior_of_the_counts_reaches_the_loss_and_only_when_they_are_given():
+    given = []
+
+    class Told(Line):
+        def losses(self, batch, answers, free=None, prior=None):
+            given.append(prior)
+            return super().losses(batch, answers, free)
+
+    go(Told(), counts=(3, 0, 1))
+    assert given[0].exp().tolist() == pytest.approx([4 / 7, 1 / 7, 2 / 7])
+    given.clear()
+    go(Told())
+    assert given == [None]

@@ -111,3 +111,29 @@ def test_a_model_draws_from_its_own_predictions(model, requests_):
     drawn = model.resampled(batch, np.random.default_rng(1))
     counts = np.bincount(drawn.targets.numpy(), minlength=3)
     assert stats.chisquare(counts, 6_000 * wanted).pvalue > 0.01
+
+
+def test_a_prior_is_added_to_the_logits():
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    targets, prior = torch.tensor([0, 1, 2, 1]), torch.tensor([0.5, -1.0, 0.0])
+    for allowed in ((), (0, 1), (0, 1, 2)):
+        found = answers.losses(logits, targets, allowed, [True] * 4, prior)
+        assert torch.equal(found, answers.losses(logits + prior, targets, allowed, [True] * 4))
+
+
+def test_a_balanced_loss_learns_one_thing_whatever_the_shares_of_labels():
+    """At the optimum of the balanced loss the logits are those of equally frequent labels."""
+    shares = torch.tensor([0.9, 0.1])
+    targets = torch.tensor([0] * 9 + [1])
+    prior = shares.log()
+    bias = torch.zeros(2, requires_grad=True)
+    step = torch.optim.LBFGS([bias], max_iter=200, tolerance_grad=1e-12)
+
+    def loss():
+        step.zero_grad()
+        value = answers.losses(bias.expand(10, 2), targets, (), None, prior).mean()
+        value.backward()
+        return value
+
+    step.step(loss)
+    assert float(bias[0] - bias[1]) == pytest.approx(0.0, abs=1e-4)

@@ -740,7 +740,7 @@ def _swapped_adapter(patch: pytest.MonkeyPatch) -> None:
     kind, calls = type(world().model), []
     real = kind.losses
 
-    def losses(self: Any, batch: Any, answers: Any, free: Any = None) -> Any:
+    def losses(self: Any, batch: Any, answers: Any, free: Any = None, prior: Any = None) -> Any:
         calls.append(1)
         if len(calls) == 2:
             name = next(iter(self.parameters()))
@@ -831,7 +831,7 @@ def _penalty_in_the_loss(real: Any) -> Any:
             def __getattr__(self, name: str) -> Any:
                 return getattr(model, name)
 
-            def losses(self, batch: Any, answers: Any, free: Any = None) -> Any:
+            def losses(self, batch: Any, answers: Any, free: Any = None, prior: Any = None) -> Any:
                 found, now = model.losses(batch, answers, free), model.parameters()
                 for pull in forces.pulls:
                     for name, gradient in pull(now).items():
@@ -962,7 +962,11 @@ BUGS: tuple[Bug, ...] = (
             "_optimizer",
             lambda real: (
                 lambda table, given: real(
-                    table, [p.detach().clone().requires_grad_() for p in given]
+                    table,
+                    [
+                        {**g, "params": [p.detach().clone().requires_grad_() for p in g["params"]]}
+                        for g in given
+                    ],
                 )
             ),
         ),
@@ -972,7 +976,15 @@ BUGS: tuple[Bug, ...] = (
         "a tensor left out of the optimizer",
         "guard",
         "the optimizer must hold every tensor",
-        in_place_of(train, "_optimizer", lambda real: lambda table, given: real(table, given[:-1])),
+        in_place_of(
+            train,
+            "_optimizer",
+            lambda real: (
+                lambda table, given: real(
+                    table, [{**group, "params": group["params"][:-1]} for group in given]
+                )
+            ),
+        ),
         a_round,
     ),
     Bug("tensors of a copy train", "guard", "train privately", _copied_parameters, a_round),
