@@ -109,7 +109,10 @@ class Evaluate(Table):
 
 
 class Faults(Table):
-    """`[simulation.faults]`: what goes wrong, as a rate per client and round."""
+    """`[simulation.faults]`: what goes wrong, as a rate per client and exchange.
+
+    An exchange is a round of training, or one of the two at the end of a domain.
+    """
 
     drop_rate: Rate = 0.0
     straggle_rate: Rate = 0.0

@@ -1,4 +1,4 @@
-"""Seeded faults in virtual time: what becomes of a client in a round, the same in every run."""
+"""Seeded faults in virtual time: what becomes of a client in an exchange, the same in every run."""
 
 from __future__ import annotations
 

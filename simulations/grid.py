@@ -18,8 +18,12 @@ from flwr.supercore.run import Run
 
 from ..core.config import Faults
 from ..core.seeds import derive
+from ..core.wire import FINISH, PEAK, TRAIN
 from . import compat, faults
 from .pool import Pool, load
+
+# A domain's end is asked under numbers of rounds that are not trained: its faults are its own.
+_BEFALLEN = frozenset({TRAIN, PEAK, FINISH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class SimulatedGrid(Grid):
         nodes: who is simulated.
         workers: 0 runs clients in this process, more runs them in that many processes.
         strict_wire: send every message through its protobuf bytes in this process too.
-        table: rates of faults.
+        table: rates of faults in rounds of training, and in the two questions at a domain's end.
     """
 
     def __init__(
@@ -166,7 +170,7 @@ class SimulatedGrid(Grid):
             yield compat.from_bytes(compat.to_bytes(reply)) if self._strict else reply
 
     def _fault(self, message: Message) -> str:
-        if not self._faulty or message.metadata.message_type != "train":
+        if not self._faulty or message.metadata.message_type not in _BEFALLEN:
             return faults.NONE
         group = message.metadata.group_id
         return faults.draw(self._table, self._seed, self._index(message), group)

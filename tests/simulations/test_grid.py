@@ -8,7 +8,17 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from perennial.core.config import Faults
-from perennial.core.wire import ARRAYS, BODY, SEALED
+from perennial.core.wire import (
+    ARRAYS,
+    BODY,
+    EVALUATE,
+    FINISH,
+    JOIN,
+    PEAK,
+    REVEAL,
+    SEALED,
+    TRAIN,
+)
 from perennial.server.app import exchange
 from perennial.simulations import compat, faults
 from perennial.simulations.grid import Nodes, SimulatedGrid
@@ -18,7 +28,12 @@ app = ClientApp()
 
 
 @app.train()
-def train(message, context):
+@app.train("peak")
+@app.train("finish")
+@app.evaluate()
+@app.query("join")
+@app.query("reveal")
+def work(message, context):
     calls = context.state.setdefault("calls", MetricRecord({"count": 0}))
     calls["count"] += 1
     metrics = {"count": calls["count"], "partition": context.node_config["partition-id"]}
@@ -127,13 +142,41 @@ def test_faults_are_the_same_in_every_run_and_differ_by_round():
         assert abs(flat.count(word) / 600 - 0.2) < 0.08
 
 
-def test_only_training_meets_faults():
-    @app.evaluate()
-    def evaluate(message, context):
-        return Message(RecordDict(), reply_to=message)
+@pytest.mark.parametrize("kind", [TRAIN, PEAK, FINISH])
+@pytest.mark.parametrize("fault", ["drop_rate", "straggle_rate", "garbage_rate", "nan_rate"])
+def test_training_and_both_questions_at_a_domain_s_end_meet_faults(kind, fault):
+    rates = Faults(**{fault: 1.0})
+    with grid(table=rates) as it, grid(table=rates) as again:
+        seen = [ask(each, kind=kind) for each in (it, again)]
+    for replies in seen:
+        assert all(r.has_error() or r.content[ARRAYS][BODY].data != BODY_BYTES for r in replies)
+    first, second = ([outcome(reply) for reply in replies] for replies in seen)
+    assert first == second
 
+
+def outcome(reply):
+    if reply.has_error():
+        return reply.error.reason
+    return reply.content[ARRAYS][BODY].data
+
+
+def test_who_is_lost_at_a_domain_s_end_is_seeded_by_its_place():
+    def lost(seed, group, kind):
+        with grid(count=40, seed=seed, table=Faults(drop_rate=0.3)) as it:
+            nodes = list(it.get_node_ids())
+            replies = ask(it, group, kind)
+        return {nodes.index(r.metadata.src_node_id) for r in replies if r.has_error()}
+
+    end = lost(5, "0.3.0", FINISH)
+    assert 0 < len(end) < 40
+    assert lost(5, "0.3.0", FINISH) == end
+    assert end not in (lost(6, "0.3.0", FINISH), lost(5, "1.3.0", FINISH), lost(5, "0.4.0", PEAK))
+
+
+@pytest.mark.parametrize("kind", [EVALUATE, JOIN, REVEAL])
+def test_nothing_else_meets_faults(kind):
     with grid(table=Faults(drop_rate=1.0)) as it:
-        assert not any(reply.has_error() for reply in ask(it, kind="evaluate"))
+        assert not any(reply.has_error() for reply in ask(it, kind=kind))
 
 
 def test_a_reply_that_never_comes_ends_with_the_deadline():
