@@ -41,6 +41,7 @@ class Progress:
         run: the run's name; empty before run_started.
         domains: names in order.
         rounds: rounds per domain, with those that the continual layer adds; 0 when unknown.
+        methods: the continual methods in force.
         head: who answers in the place of the adapter's own head, in words.
         domain: index of the present domain.
         round: rounds begun in it.
@@ -59,6 +60,7 @@ class Progress:
     run: str = ""
     domains: list[str] = field(default_factory=list)
     rounds: int = 0
+    methods: list[str] = field(default_factory=list)
     head: str = ""
     domain: int = 0
     round: int = 0
@@ -105,7 +107,8 @@ class Progress:
         self.run = str(event.get("run") or "")
         self.domains = [str(domain.get("name")) for domain in event.get("domains") or []]
         self.rounds = int(rounds_of(event) or 0)
-        self.head = head_words(methods_in_force(event))
+        self.methods = methods_in_force(event)
+        self.head = head_words(self.methods)
         self._last = number(event["time"])
 
     def _on_run_resumed(self, event: Event) -> None:

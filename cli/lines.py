@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..core.private import USER
 from ..server.events import Event, number
-from ..server.report_continual import warnings
+from ..server.report_continual import absent, warnings
 from ..server.report_events import HEAD, answered_by
 from ..server.report_log import integer, table
 from ..server.report_sums import in_brief
@@ -54,7 +54,7 @@ def plain_lines(
     elif kind == "baseline":
         yield f"before training: accuracy {percent(mean_of(accuracies(event)))}"
     elif kind == "learnt":
-        yield from (f"{where}: {line}" for line in _ended(event))
+        yield from (f"{where}: {line}" for line in _ended(event, progress.methods, private))
     elif kind == "domain_finished":
         words = f"; {spent.words()}" if spent and private else ""
         yield f"{where}: finished in {duration(number(event.get('seconds')) or 0.0)}{words}"
@@ -62,13 +62,16 @@ def plain_lines(
         yield f"run finished in {duration(number(event.get('seconds')) or 0.0)}"
 
 
-def _ended(event: Event) -> Iterator[str]:
-    """What the sum at a domain's end came to, if there was one, and what to know of the methods."""
+def _ended(event: Event, methods: Sequence[str], private: bool) -> Iterator[str]:
+    """What the sum at a domain's end came to, who was missing, and what to know of the methods."""
     values, clients = integer(event.get("values")), integer(event.get("clients"))
     up, seconds = integer(event.get("bytes_up")), number(event.get("seconds")) or 0.0
     if values:
         summed = f"{count(values, 'value')} summed over {count(clients, 'client')}"
         yield f"domain ended: {summed}, up {size(up)}, {duration(seconds)}"
+    missing = absent(event, methods, private=private)
+    if missing:
+        yield f"warning: {missing}"
     yield from (f"warning: {line}" for line in warnings(table(event.get("facts"))))
 
 

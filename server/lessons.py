@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -78,13 +79,14 @@ def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerStat
     )
     kept = room.continual.learn(known.kept, lesson)
     counted = {node: (*known.counted.get(node, ()), state.domain) for node in outcome.counted}
+    missing = absent(room.link.nodes(), known, outcome.counted)
     known = Knowledge(kept, {**known.counted, **counted})
-    if outcome.rejected:
+    if missing:
         logger.warning(
             "the end of domain %d was learnt without %d clients: %s; what a method can add later, "
             "such as sums of an analytic head, comes at the next end",
             state.domain,
-            sum(outcome.rejected.values()),
+            missing,
             dict(outcome.rejected),
         )
     knowledge.save(room.folder / FOLDER, state.domain + 1, known, room.token)
@@ -96,6 +98,7 @@ def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerStat
         bytes_up=outcome.size_bytes,
         bytes_down=len(outcome.counted) * (state.params.nbytes + state.summary.nbytes),
         clients=len(outcome.counted),
+        missing=missing,
         rejected=dict(outcome.rejected),
         seconds=time.monotonic() - started,
     )
@@ -106,6 +109,20 @@ def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerStat
             "sums are damaged: look at their logs, and resume the run."
         )
     return replace(state, head=head), known
+
+
+def absent(nodes: Iterable[int], known: Knowledge, counted: Collection[int]) -> int:
+    """How many clients the end of a domain went without.
+
+    Not the rejected answers: where a sum can lose nobody, those who answered are asked again, and
+    the last attempt rejects none.
+
+    Args:
+        nodes: who is connected.
+        known: with whoever an earlier end counted, connected or not.
+        counted: whose answers are in the sum.
+    """
+    return len({*nodes, *known.counted}.difference(counted))
 
 
 def _summed(

@@ -8,7 +8,7 @@ from typing import Any
 from .events import Event, number
 from .report_events import HEAD
 from .report_log import Log, integer, table
-from .units import percent, points, size
+from .units import count, percent, points, size
 
 OFF, CHAIN = "none", "chain"
 """Names of the plug-ins that remember nothing, and that join others."""
@@ -17,6 +17,9 @@ FEW_LEFT = 1
 """From this capacity left on, in domains, the user is told what to do."""
 
 _CAPACITIES = ("domains_left", "capacity_left")
+
+_LATER = ("analytic_head", "elastic_mask")
+"""Methods whose sums get, at a later end, what a client could not give at an earlier one."""
 
 
 def continual(log: Log, start: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -40,10 +43,15 @@ def continual(log: Log, start: Mapping[str, Any]) -> dict[str, Any] | None:
     methods = list(dict.fromkeys(methods))
     if not methods and not any(end["values"] for end in ends):
         return None
+    private = bool(table(start.get("privacy")))
+    without = (_without(event, start, methods, private) for event in ordered)
     return {
         "methods": methods,
         "domains": ends,
-        "warnings": list(warnings(ends[-1]["facts"])) if ends else [],
+        "warnings": [
+            *(line for line in without if line),
+            *(warnings(ends[-1]["facts"]) if ends else ()),
+        ],
     }
 
 
@@ -149,6 +157,51 @@ def warnings(facts: Mapping[str, Any]) -> Iterator[str]:
             f"{method[0].upper()}{method[1:]} has {room}. Give it more capacity in a new run, or "
             "another method that needs none."
         )
+
+
+def absent(end: Mapping[str, Any], methods: Sequence[str], *, private: bool) -> str:
+    """How many clients a domain ended without and what that means; empty where it means nothing.
+
+    Args:
+        end: the event learnt.
+        methods: in force.
+        private: whether something is promised to those whose records these are.
+    """
+    causes = {str(cause): integer(times) for cause, times in table(end.get("rejected")).items()}
+    missing, values = (
+        integer(end.get("missing")) or sum(causes.values()),
+        integer(end.get("values")),
+    )
+    if not missing or not (values or methods):
+        return ""
+    why = ", ".join(f"{times} {cause}" for cause, times in causes.items())
+    # The last attempt alone says why: where others were asked again, it does not say it of all.
+    why = f" ({why})" if sum(causes.values()) == missing else ""
+    whole = count(missing + integer(end.get("clients")), "client")
+    words = [f"ended without {missing} of {whole}{why}."]
+    if values:
+        lacks = _sums(methods, private)
+        words.append(f"Nothing of those clients' records of this domain is in {lacks}.")
+    if "replay" in methods:
+        words.append("A client that was away for it keeps no replay of this domain.")
+    return " ".join(words)
+
+
+def _sums(methods: Sequence[str], private: bool) -> str:
+    """What lacks the records of clients that were missing, and until when."""
+    if private or not any(name in methods for name in _LATER):
+        return "what was summed, then or later"
+    later = "the statistics until they answer at a later domain's end"
+    return f"{later}, nor ever in what ewc holds on to" if "ewc" in methods else later
+
+
+def _without(end: Event, start: Mapping[str, Any], methods: Sequence[str], private: bool) -> str:
+    """`absent` with the domain's name before it."""
+    words, at = absent(end, methods, private=private), end["domain"]
+    domains = start.get("domains")
+    if isinstance(domains, list) and at < len(domains):
+        return words and f"Domain {at + 1} ({table(domains[at]).get('name')}) {words}"
+    return words and f"Domain {at + 1} {words}"
 
 
 def head_words(methods: Sequence[str]) -> str:

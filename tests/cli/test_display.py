@@ -415,6 +415,23 @@ def test_the_end_of_a_domain_says_what_was_summed_and_who_answers(tmp_path, caps
     assert "warning: Elastic mask has no room for another domain." in rows
 
 
+def test_the_end_of_a_domain_says_who_was_missing(tmp_path, capsys):
+    path, log = tmp_path / "events.jsonl", remembering(make_log())
+    for event in log:
+        if event["event"] == "learnt" and event["domain"] == 0:
+            event |= {"missing": 1, "rejected": {"late": 1}}
+    with Display(path, mode="plain"):
+        write(path, log)
+    out = capsys.readouterr().out
+    line = (
+        "ended without 1 of 3 clients (1 late). Nothing of those clients' records of this domain "
+        "is in the statistics until they answer at a later domain's end."
+    )
+    assert f"domain 1/2 banking: warning: {line}\n" in out
+    assert f"warning: Domain 1 (banking) {line}" in " ".join(out.split())  # wrapped
+    assert out.count("ended without") == 2
+
+
 def test_the_live_page_marks_who_answered():
     progress, log = Progress(), remembering(make_log())
     for event in log:

@@ -9,7 +9,7 @@ import pytest
 from perennial.core.errors import RunError
 from perennial.server.client_charts import MOST_ROWS
 from perennial.server.report import summarise
-from perennial.server.report_continual import answered, said
+from perennial.server.report_continual import absent, answered, said
 from perennial.server.report_events import settled
 from perennial.server.report_page import render, verdict
 
@@ -182,6 +182,50 @@ def test_methods_facts_and_a_warning_when_room_runs_out():
     assert "room for one more domain only" in one["continual"]["warnings"][0]
     for left in (2, "no limit", None, True):
         assert summarise(make_log(facts={"domains_left": left}))["continual"]["warnings"] == []
+
+
+def ended(log, domain, **fields):
+    return [{**e, **fields} if e["event"] == "learnt" and e["domain"] == domain else e for e in log]
+
+
+def test_a_domain_that_ended_without_some_clients_is_told_in_words():
+    away = {"missing": 3, "rejected": {"dropped out": 2, "late": 1}}
+    report = summarise(ended(make_log(facts={}), 1, **away))
+    (line,) = report["continual"]["warnings"]
+    assert line == (
+        "Domain 2 (travel) ended without 3 of 5 clients (2 dropped out, 1 late). Nothing of those "
+        "clients' records of this domain is in the statistics until they answer at a later "
+        "domain's end, nor ever in what ewc holds on to. A client that was away for it keeps no "
+        "replay of this domain."
+    )
+    assert text_of(render(report)).count(line) == 2  # at the top and in its section
+    # Whoever is connected and not counted is missing, though the last attempt rejected nobody.
+    report = summarise(ended(make_log(facts={}), 0, missing=1, rejected={}))
+    assert "Domain 1 (bank) ended without 1 of 3 clients. Nothing" in text_of(render(report))
+    # Logs of before that say only whose answers were rejected.
+    report = summarise(ended(make_log(facts={}), 0, rejected={EVIL: 1}))
+    assert f"without 1 of 3 clients (1 {EVIL})" in text_of(render(report))
+    assert summarise(make_log(facts={}))["continual"]["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("methods", "values", "private", "wanted"),
+    [
+        (["analytic_head"], 9, False, ["statistics until they answer"]),
+        (["analytic_head"], 9, True, ["in what was summed, then or later"]),
+        (["ewc"], 9, False, ["in what was summed, then or later"]),
+        (["replay"], 0, False, ["keeps no replay"]),
+        (["elastic_mask"], 0, False, ["ended without 1 of 3 clients."]),
+        ([], 0, False, []),
+    ],
+)
+def test_what_a_missing_client_means_depends_on_the_methods(methods, values, private, wanted):
+    found = absent({"missing": 1, "clients": 2, "values": values}, methods, private=private)
+    assert bool(found) == bool(wanted)
+    for words in wanted:
+        assert words in found
+    assert ("replay" in found) == ("replay" in methods)
+    assert ("Nothing of" in found) == bool(values)
 
 
 def test_a_method_alone_has_its_name_before_its_facts():
