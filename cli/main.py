@@ -25,7 +25,11 @@ File = Annotated[Path, typer.Argument(help="A config in TOML; see examples/.", m
 Keys = Annotated[Path, typer.Argument(help="A folder of keys.", metavar="DIR")]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this form at run time
-    typer.Option("--set", help="Change the config: table.key=value; may be repeated."),
+    typer.Option(
+        "--set",
+        help="Change the config: table.key=value; may be repeated. In an array of tables, by "
+        "place or name: continual.methods.0.per_class=5, continual.methods.replay.per_class=5.",
+    ),
 ]
 
 

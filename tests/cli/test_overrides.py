@@ -74,6 +74,66 @@ def test_a_value_is_no_table(setting):
         override(TEXT, [setting])
 
 
+CHAIN = """
+[[continual.methods]]
+name = "replay"
+per_class = 20
+[[continual.methods]]
+name = "ewc"
+"""
+
+
+@pytest.mark.parametrize("place", ["0", "replay", " replay ", "00"])
+def test_a_method_of_a_chain_is_reached_by_its_place_or_its_name(place):
+    text = override(TEXT + CHAIN, [f"continual.methods.{place}.per_class=5"])
+    assert tomllib.loads(text)["continual"]["methods"] == [
+        {"name": "replay", "per_class": 5},
+        {"name": "ewc"},
+    ]
+    (replay, ewc) = check.read(text).continual.options["methods"]
+    assert (replay["per_class"], ewc["name"]) == (5, "ewc")
+
+
+def test_an_entry_of_an_array_is_replaced():
+    assert tree("domains.order.1=b", text='[domains]\norder = ["a", "c"]')["domains"] == {
+        "order": ["a", "b"]
+    }
+    found = tree('continual.methods.1={name = "drift"}', text=CHAIN)["continual"]["methods"]
+    assert found[1] == {"name": "drift"}
+
+
+@pytest.mark.parametrize("place", ["2", "-1", "ewcc", "x"])
+def test_a_place_or_name_that_is_not_there_is_named_once(place):
+    setting = f"continual.methods.{place}.strength=5"
+    with pytest.raises(ConfigError) as caught:
+        override(CHAIN, [setting])
+    (fault,) = caught.value.faults
+    assert str(fault) == (
+        f"[--set] {place!r} must be a place from 0, below 2, or the name that one table alone "
+        f"has; there are replay, ewc; got {setting!r}"
+    )
+
+
+def test_a_name_that_two_tables_have_is_refused():
+    twice = CHAIN.replace("ewc", "replay")
+    with pytest.raises(ConfigError, match="one table alone has; there are replay, replay"):
+        override(twice, ["continual.methods.replay.per_class=5"])
+    assert tree("continual.methods.1.share=0.5", text=twice)["continual"]["methods"][1]["share"]
+
+
+def test_what_is_in_an_array_may_be_no_table():
+    with pytest.raises(ConfigError, match="'0' is no table"):
+        override('[domains]\norder = ["a"]', ["domains.order.0.x=1"])
+    with pytest.raises(ConfigError, match="there are no names"):
+        override('[domains]\norder = ["a"]', ["domains.order.a=1"])
+
+
+@pytest.mark.parametrize("text", ["", '[continual]\nname = "chain"\n'])
+def test_methods_that_the_file_does_not_list_cannot_be_changed(text):
+    with pytest.raises(ConfigError, match=r"lists no \[\[continual\.methods\]\]"):
+        override(text, ["continual.methods.replay.per_class=5"])
+
+
 def test_all_faults_come_at_once():
     with pytest.raises(ConfigError, match="2 faults"):
         override(TEXT, ["train.lr", "train.lr.x=1", "train.epochs=3"])
