@@ -208,7 +208,11 @@ def withdraw(
         bool, typer.Option("--all", help="All records of this client, present and to come.")
     ] = False,
 ) -> None:
-    """Have a client forget records: gone from its memory now, and from what it adds next."""
+    """Have a client forget records: from its memory now, from statistics when a domain ends.
+
+    Says for each record whether this client held anything of it. The statistics lose it at the end
+    of the next domain that this client takes part in.
+    """
     from .withdrawing import withdraw as start
 
     if sum([bool(id), ids is not None, everything]) != 1:

@@ -5,20 +5,24 @@ It runs where the client's folder is; nothing is sent, and no server is asked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import typer
 
 from ..client import withdrawn
-from ..continual import memory, reference
+from ..continual import contributions, memory, reference
 from ..core.errors import DataError
+from ..server.units import count
 
 _CARD = "client.json"
 
 
 def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything: bool) -> None:
     """Note what is withdrawn in a client's folder, purge its memory, and say what was done.
+
+    For each record that is named, it says whether this client held anything of it; the statistics
+    lose it at the end of the next domain.
 
     Args:
         folder: the client's own.
@@ -28,7 +32,8 @@ def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything:
 
     Raises:
         DataError: the folder is no client's, or the file holds no ids.
-        RunError: the disk cannot be written, or the memory is damaged.
+        RunError: the disk cannot be written, or the memory or the statistics are damaged; the
+            list of the withdrawn is written all the same.
     """
     if not (folder / _CARD).is_file():
         raise DataError(f"{folder} must be a client's own folder; it has no {_CARD}.")
@@ -36,18 +41,56 @@ def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything:
     # The list first: whatever happens next, no update uses these records again.
     known = withdrawn.read(folder)
     after = withdrawn.write(folder, named, everything=everything)
-    num_forgotten = memory.forget(folder, after.ids, everything=after.everything)
-    num_compared = reference.forget(folder, after.ids, everything=after.everything)
+    forgotten = memory.forget(folder, after.ids, everything=after.everything)
+    compared = reference.forget(folder, after.ids, everything=after.everything)
     new = len(after.ids - known.ids)
     what = "all records of this client" if everything else f"{new} ids, {len(after.ids)} in all"
     typer.echo(f"withdrawn: {what}")
-    typer.echo(f"memory: {num_forgotten} records taken out, and out of its index")
-    typer.echo(f"drift: {num_compared} records taken out of what new records are held against")
-    typer.echo(
-        "statistics: what these records added to sums is subtracted in the client's next update, "
-        "where its method can, and until then their features stay on this disk; weights that were "
-        "trained on them stay as they are"
+    typer.echo(f"memory: {len(forgotten)} records taken out, and out of its index")
+    typer.echo(f"drift: {len(compared)} records taken out of what new records are held against")
+    # Last: where they cannot be read, all the rest is done and said.
+    summed = contributions.held(folder)
+    gone = frozenset(summed) if after.everything else after.ids & frozenset(summed)
+    typer.echo(f"statistics: {_when(len(gone), sum(summed[name] for name in gone))}")
+    for name in sorted(named):
+        typer.echo(f"  {name}: {_found(name, forgotten, compared, summed)}")
+
+
+def _when(num_held: int, num_given: int) -> str:
+    """When the statistics lose records whose features a client holds.
+
+    Args:
+        num_held: how many.
+        num_given: how many of them were already given to the server to subtract.
+    """
+    # The features stay until then: they alone say what these records added, and only what was
+    # added can be subtracted, once, in the sum of the next end. Nothing could be without them.
+    words = "no features of these records are on this disk"
+    if num_held:
+        words = (
+            f"{count(num_held, 'record')} to subtract at the end of the next domain that this "
+            "client takes part in; until the server has counted that, the features stay on this "
+            "disk, to subtract by"
+        )
+    if num_given:
+        words += f" ({num_given} given already, and still to be counted)"
+    return (
+        f"{words}. What was summed with noise or in a Fisher, and weights that were trained on "
+        "these records, stay as they are"
     )
+
+
+def _found(
+    name: str, forgotten: Collection[str], compared: Collection[str], summed: Mapping[str, bool]
+) -> str:
+    """Where this client held something of the record `name`."""
+    words = ["was in the memory, gone now"] * (name in forgotten)
+    words += ["was compared with for drift, gone now"] * (name in compared)
+    if name in summed:
+        given = "subtracted from the statistics, still to be counted"
+        words.append(given if summed[name] else "in the statistics until the next domain's end")
+    # Nothing here is no fault: it may be of a domain to come, and is then not used.
+    return "; ".join(words) or "neither in the memory nor in the statistics of this client"
 
 
 def _listed(file: Path) -> list[str]:

@@ -131,6 +131,22 @@ def counted(folder: Path, source: str, width: int, ends: Collection[int]) -> Con
     return found.take(np.flatnonzero(stands))
 
 
+def held(folder: Path) -> dict[str, bool]:
+    """Whose features lie in a client's folder: id -> whether it was already given to subtract.
+
+    Args:
+        folder: the client's.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return {}
+    found = _read(path)
+    return {name: bool(end != NEVER) for name, end in zip(found.ids, found.removed, strict=True)}
+
+
 def write(folder: Path, contributions: Contributions) -> None:
     """Write the file, synced; a process that dies leaves the old one.
 

@@ -269,8 +269,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> int:
-    """Take records out of a client's memory and index at once; how many there were.
+def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> frozenset[str]:
+    """Take records out of a client's memory and index at once; the ids of those that were there.
 
     Ids that are not in it are noted all the same: an update that is just ending, and read what
     was withdrawn before, must not bring them back.
@@ -288,24 +288,24 @@ def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> i
             return _delete(folder)
         store = read(folder)
         if store is None:
-            return 0
+            return frozenset()
         left = replace(store.without(ids), forgotten=store.forgotten | frozenset(ids))
         if len(left) < len(store) or left.forgotten != store.forgotten:
             write(folder, left)
-        return len(store) - len(left)
+        return frozenset(store.records.ids).difference(left.records.ids)
 
 
-def _delete(folder: Path) -> int:
-    num_records = 0
-    with contextlib.suppress(RunError):
-        num_records = len(read(folder) or ())
+def _delete(folder: Path) -> frozenset[str]:
+    found = None
+    with contextlib.suppress(RunError):  # damaged or not, it goes
+        found = read(folder)
     try:
         for name in (INDEX, STORE):
             (folder / name).unlink(missing_ok=True)
         sync_folder(folder)
     except OSError as error:
         raise RunError(f"{folder / STORE} must be deleted; it cannot be: {error}.") from error
-    return num_records
+    return frozenset(found.records.ids if found else ())
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -222,8 +222,8 @@ def save(folder: Path, reference: Reference) -> None:
         raise RunError(f"{path} must be writable: {error}; the old one is kept") from error
 
 
-def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> int:
-    """Take records out of a client's reference at once; how many were in it.
+def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> frozenset[str]:
+    """Take records out of a client's reference at once; the ids of those that were in it.
 
     A damaged file is taken away whole: it is drawn anew from what the client holds.
 
@@ -239,13 +239,13 @@ def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> i
     try:
         found = unpacked(path.read_bytes())
     except FileNotFoundError:
-        return 0
+        return frozenset()
     except OSError as error:
         raise RunError(f"{path} must be readable: {error}; mend its permissions") from error
     except ValueError:
         path.unlink()
-        return 0
+        return frozenset()
     left = found.take([]) if everything else found.without(ids)
     if len(left) < len(found):
         save(folder, left)
-    return len(found) - len(left)
+    return frozenset(found.ids).difference(left.ids)

@@ -8,7 +8,7 @@ import pytest
 from perennial.cli.withdrawing import withdraw
 from perennial.client import withdrawn
 from perennial.client.store import ClientStore
-from perennial.continual import memory, reference
+from perennial.continual import contributions, memory, reference
 from perennial.core.errors import DataError, RunError
 from perennial.core.values import Records
 
@@ -61,6 +61,60 @@ def test_what_new_records_are_held_against_forgets_them_too(client, capsys):
     (client / reference.FILE).write_bytes(b"damaged")
     withdraw(client, ["r2"], None, everything=False)
     assert not (client / reference.FILE).exists()
+
+
+def summed(folder, ids, removed):
+    count = len(ids)
+    contributions.write(
+        folder,
+        contributions.Contributions(
+            "a run",
+            frozenset({0, 1}),
+            tuple(ids),
+            ("text",) * count,
+            np.zeros(count, np.int32),
+            np.array(removed, np.int32),
+            np.zeros((count, 3), np.int8),
+        ),
+    )
+
+
+def test_it_says_of_each_id_what_this_client_held_and_when_the_statistics_lose_it(client, capsys):
+    summed(client, ["r1", "s1", "s2", "s3"], [contributions.NEVER] * 2 + [1, contributions.NEVER])
+    before = (client / contributions.FILE).read_bytes()
+    withdraw(client, ["r1", "r2", "s1", "s2", "nobody"], None, everything=False)
+    *_, head, nobody, r1, r2, s1, s2 = capsys.readouterr().out.splitlines()
+    assert head.startswith(
+        "statistics: 3 records to subtract at the end of the next domain that this client takes "
+        "part in; until the server has counted that, the features stay on this disk, to subtract "
+        "by (1 given already, and still to be counted). "
+    )
+    assert nobody == "  nobody: neither in the memory nor in the statistics of this client"
+    later = "in the statistics until the next domain's end"
+    assert r1 == f"  r1: was in the memory, gone now; {later}"
+    assert r2 == "  r2: was in the memory, gone now"
+    assert s1 == f"  s1: {later}"
+    assert s2 == "  s2: subtracted from the statistics, still to be counted"
+    # Subtracting needs them: they are there as they were.
+    assert (client / contributions.FILE).read_bytes() == before
+    withdraw(client, [], None, everything=True)
+    assert "statistics: 4 records" in capsys.readouterr().out
+
+
+def test_without_statistics_nothing_is_said_to_be_subtracted(client, capsys):
+    withdraw(client, ["r1"], None, everything=False)
+    said = capsys.readouterr().out
+    assert "statistics: no features of these records are on this disk. What was summed" in said
+    assert said.endswith("  r1: was in the memory, gone now\n")
+
+
+def test_damaged_statistics_are_named_after_the_memory_was_purged(client, capsys):
+    (client / contributions.FILE).write_bytes(b"damaged")
+    with pytest.raises(RunError, match="must say which records"):
+        withdraw(client, ["r1"], None, everything=False)
+    assert withdrawn.read(client).ids == {"r1"}
+    assert "r1" not in memory.read(client).records.ids
+    assert "memory: 1 records" in capsys.readouterr().out
 
 
 def test_a_client_as_a_whole(client, capsys):
