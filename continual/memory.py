@@ -203,7 +203,7 @@ def write(folder: Path, store: Store) -> None:
     path, data = folder / STORE, packed(store)
     try:
         # First, or a crash would leave what is dropped now in an index that nobody reads.
-        (folder / INDEX).unlink(missing_ok=True)
+        _drop_index(folder)
         write_atomically(path, data, _PRIVATE)
     except OSError as error:
         raise RunError(
@@ -234,6 +234,21 @@ def open_index(folder: Path, store: Store) -> Any:
     return _write_index(folder, store, digest)
 
 
+def _drop_index(folder: Path) -> None:
+    """Take the index away; a folder in its place only where it is empty.
+
+    Such a folder is what a container makes of a file to mount that was not there. None of ours
+    lies in it, so nothing that is forgotten stays behind with it.
+    """
+    path = folder / INDEX
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(OSError):  # what cannot be written in its place is said then
+        path.rmdir()
+        _log.warning("%s was an empty folder; it is taken away, for a file comes there.", path)
+
+
 def _write_index(folder: Path, store: Store, digest: bytes) -> Any:
     from . import index
 
@@ -241,6 +256,7 @@ def _write_index(folder: Path, store: Store, digest: bytes) -> Any:
         return None
     found = index.indexed(store.embeddings.astype(np.float32))
     try:
+        _drop_index(folder)
         write_atomically(folder / INDEX, index.packed(found, digest), _PRIVATE)
     except OSError as error:
         # The store is what counts, and it is there.
@@ -300,8 +316,8 @@ def _delete(folder: Path) -> frozenset[str]:
     with contextlib.suppress(RunError):  # damaged or not, it goes
         found = read(folder)
     try:
-        for name in (INDEX, STORE):
-            (folder / name).unlink(missing_ok=True)
+        _drop_index(folder)
+        (folder / STORE).unlink(missing_ok=True)
         sync_folder(folder)
     except OSError as error:
         raise RunError(f"{folder / STORE} must be deleted; it cannot be: {error}.") from error
@@ -321,7 +337,7 @@ def describe(folder: Path) -> dict[str, Any]:
     store = read(folder)
     per_class = Counter(store.classes if store else ())
     paths = [folder / name for name in (STORE, INDEX)]
-    size = sum(path.stat().st_size for path in paths if path.exists())
+    size = sum(path.stat().st_size for path in paths if path.is_file())
     return {
         "records": sum(per_class.values()),
         "classes": len(per_class),

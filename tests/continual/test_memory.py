@@ -141,6 +141,29 @@ def test_a_good_index_is_read_and_not_made(tmp_path, monkeypatch):
     assert len(memory.open_index(tmp_path, mine)) == len(mine)
 
 
+@pytest.mark.parametrize("inside", [(), ("a file of somebody",)])
+def test_a_folder_in_the_place_of_the_index_blocks_nothing(tmp_path, inside, caplog):
+    mine, place = store(), tmp_path / memory.INDEX
+    memory.write(tmp_path, mine)
+    place.unlink()
+    place.mkdir()
+    for name in inside:
+        (place / name).touch()
+    found = memory.open_index(tmp_path, mine)
+    assert len(found) == len(mine)
+    said = "could not be written: [Errno" if inside else "was an empty folder"
+    assert f"{place} {said}" in caplog.text
+    assert place.is_file() is not bool(inside)
+    # All that goes on does so with somebody's files where they were.
+    memory.write(tmp_path, store(seed=1))
+    assert memory.forget(tmp_path, ["record-1-4"]) == {"record-1-4"}
+    assert memory.describe(tmp_path)["records"] == len(mine) - 1
+    assert len(memory.open_index(tmp_path, memory.read(tmp_path))) == len(mine) - 1
+    assert len(memory.forget(tmp_path, [], everything=True)) == len(mine) - 1
+    assert memory.read(tmp_path) is None
+    assert [path.name for path in place.glob("*")] == list(inside)
+
+
 def test_forgetting_takes_records_out_of_every_file_at_once(tmp_path):
     mine = store()
     memory.write(tmp_path, mine)
