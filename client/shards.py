@@ -67,6 +67,29 @@ class Shards:
             self._encoded_ids[key] = records.ids
         return self._encoded[key]
 
+    def scores(
+        self, client: int, domains: Sequence[str], answer: Answer | None = None
+    ) -> dict[str, float]:
+        """Loss, right answers and total of a client's test shard, by domain, as flat numbers.
+
+        Args:
+            client: whose records are asked.
+            domains: by name; numbers are named by the place in it.
+            answer: what answers in the model's place; None for the model.
+        """
+        numbers: dict[str, float] = {}
+        for index, name in enumerate(domains):
+            if answer is None:
+                score = self.score(client, name)
+            else:
+                score = self.answered(client, name, answer)
+            numbers |= {
+                f"loss.{index}": score.loss,
+                f"correct.{index}": float(score.correct),
+                f"total.{index}": float(score.total),
+            }
+        return numbers
+
     def answered(self, client: int, domain: str, answer: Answer) -> Score:
         """The score on a client's test shard of what answers in the model's place."""
         shard, labels = self.of(client, domain, "test"), self._model.labels

@@ -10,31 +10,30 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..core import check
 from ..core.config import Config
 from ..core.errors import PrivacyError, RunError
-from ..core.parts import Continual, Model, Phase, SecureSum, Strata, added
+from ..core.parts import Continual, Model, Phase, SecureSum
 from ..core.seeds import derive, generator
 from ..core.values import Records, Update, Vector, gather
-from ..core.wire import FINISH, PEAK, PEAKS, TRAIN, Task, summary_name, summary_parts
+from ..core.wire import FINISH, PEAK, PEAKS, TRAIN, Task
 from ..data.stream import Stream, stream
 from ..models.place import place
 from .answers import Question, answer, peak
 from .holdings import Holdings
 from .parties import NOTHING_OWN, Client, Own, Sealing
+from .phases import Asked, ending
 from .promise import make as make_promise
-from .promise import once, one_row_each
+from .promise import one_row_each
 from .shards import Shards
 from .store import ClientStore
-from .train import Forces, Schedule, train
+from .train import Forces, train
 
 
 class Site:
@@ -63,7 +62,6 @@ class Site:
             partial=self.config.shards.split == "local",
         )
         self._sums = 0
-        self._run = ""
         self.shards = Shards(self.config, self.model, self.stream)
         self.holdings = Holdings(self.shards, self.stream)
 
@@ -112,19 +110,19 @@ class Site:
         kind: str,
     ) -> tuple[bytes, dict[str, float]]:
         # The config too: a run that is deleted and begun anew may have the old one's name.
-        asked = self._text.encode() + params.tobytes() + summary.tobytes()
+        said = self._text.encode() + params.tobytes() + summary.tobytes()
         if not self.promise.holds:  # what was released under a promise stays what it was
             # Asked again after somebody withdrew, a client answers without that record.
-            asked += "\0".join(sorted(self.holdings.gone(client))).encode()
-        salt = hashlib.sha256(asked).hexdigest()[:16]
+            said += "\0".join(sorted(self.holdings.gone(client))).encode()
+        salt = hashlib.sha256(said).hexdigest()[:16]
         self.promise.admit(client.store)
-        self._run = sealing.pact.run
         question = Question(task.ticket, salt, sealing)
         if kind != TRAIN:
-            task, units = _ending(task, kind)
+            task, units = ending(task, kind)
             self._prepare(task, params)
             lengths = self.continual.lengths(self.model.manifest)
             question = Question(task.ticket, salt, sealing, lengths, units)
+        asked = self.asked(client, task, sealing.pact.run)
 
         def worked() -> Update:
             self._prepare(task, params)
@@ -137,11 +135,11 @@ class Site:
             charge = partial(self.promise.charge_release, client.store, task.ticket)
             if kind != TRAIN:
                 charge("finish", size)
-                return self._learnt(client, task, params, summary)
+                return self._learnt(asked, summary)
             released = partial(self.promise.released, client.store, task.ticket, salt)
             try:
                 charge("train", size, salt)
-                update = self._update(client, task, params, summary, salt)
+                update = self._update(asked, params, summary, salt)
             except Exception:
                 # That it failed is seen from outside: only a process that dies gets it back.
                 with suppress(PrivacyError):
@@ -162,13 +160,26 @@ class Site:
             return int(self.continual.size(manifest))
         return manifest.only(self.strategy.trainable(manifest, task.ticket.round)).size
 
-    def _update(
-        self, client: Client, task: Task, params: Vector, summary: Vector, salt: str
-    ) -> Update:
+    def asked(self, client: Client, task: Task, run: str) -> Asked:
+        """What `task` means for a client.
+
+        Args:
+            client: who is asked.
+            task: what is asked.
+            run: name and token of the run.
+        """
+        parts = self.config, self.model, self.continual, self.promise, self.holdings
+        return Asked(*parts, client, task, run)
+
+    def _phase(self, asked: Asked, summary: Vector) -> Phase:
+        return asked.phase(summary, partial(self._summed, asked))
+
+    def _update(self, asked: Asked, params: Vector, summary: Vector, salt: str) -> Update:
+        client, task = asked.client, asked.task
         ticket, table = task.ticket, self.config.train
-        phase = self._phase(client, task, summary)
+        phase = self._phase(asked, summary)
         memory = self.continual.start(phase)
-        records, strata, fresh = self._records(client, task, memory)
+        records, strata, fresh = asked.records(memory)
         self.promise.charge_training(client.store, ticket, salt, strata, table.epochs)
         name = task.domain.name
         encoded = self.shards.encoded(client.index, name, ticket.domain, records, fresh)
@@ -179,7 +190,7 @@ class Site:
             encoded,
             strata,
             table,
-            self._schedule(task),
+            asked.schedule(),
             self.promise.example,
             Forces(
                 (
@@ -189,7 +200,7 @@ class Site:
                 partial(self.continual.mask, memory),
             ),
             trainable,
-            [] if phase.tuning else self._answers(task),
+            asked.answers(),
             generator(phase.seed, "batches", ticket.round),
             self._counts(records) if table.balanced else (),
         )
@@ -217,35 +228,6 @@ class Site:
         uniform = self.config.round.weight == "uniform"
         return float(min(num_records, 1) if uniform else num_records)
 
-    def _schedule(self, task: Task) -> Schedule:
-        """The rounds of the domain and those of the method after them each have their own."""
-        table, own, round_ = self.config.train, self.continual.rounds, task.ticket.round
-        before = task.rounds - own
-        place = (round_ - before, own) if self._tuning(task) else (round_, before)
-        return Schedule(*place, table.warmup_rate, table.decay)
-
-    def _tuning(self, task: Task) -> bool:
-        return task.rounds - self.continual.rounds <= task.ticket.round < task.rounds
-
-    def _records(
-        self, client: Client, task: Task, memory: Any
-    ) -> tuple[Records, Strata, list[bool]]:
-        """What is trained on, the new records first; who pays; and which are new."""
-        shard = self.holdings.mine(client, task.domain.name)
-        records = self.continual.dataset(memory, shard, self.model)
-        if self.model.labels_needed:  # a memory outlives runs, which may not know all its labels
-            known = frozenset(self.model.labels)
-            records = records.where(lambda i: records.targets[i] in known)
-        if self.promise.example.unit:
-            records = once(records)
-        own = frozenset(shard.ids)
-        fresh = [id_ in own for id_ in records.ids]
-        if not all(fresh):
-            records = records.take(np.argsort(~np.array(fresh), kind="stable"))
-            fresh = sorted(fresh, reverse=True)
-        strata = self.promise.strata(client.store, records, task.domain.name, shard)
-        return records, strata, fresh
-
     def evaluate(
         self, client: Client, task: Task, params: Vector, head: Vector
     ) -> dict[str, float]:
@@ -270,24 +252,14 @@ class Site:
         reply = None
         if head.size and self.continual.answer is not None:
             reply = self.continual.answer(head, self.model, task.labels)
-        numbers: dict[str, float] = {}
-        for index, name in enumerate(task.seen):
-            if reply is None:
-                score = self.shards.score(client.index, name)
-            else:
-                score = self.shards.answered(client.index, name, reply)
-            numbers |= {
-                f"loss.{index}": score.loss,
-                f"correct.{index}": float(score.correct),
-                f"total.{index}": float(score.total),
-            }
-        return numbers
+        return self.shards.scores(client.index, task.seen, reply)
 
-    def _learnt(self, client: Client, task: Task, params: Vector, summary: Vector) -> Update:
-        phase = self._phase(client, task, summary)
+    def _learnt(self, asked: Asked, summary: Vector) -> Update:
+        client, task = asked.client, asked.task
+        phase = self._phase(asked, summary)
         memory = self.continual.start(phase)
-        shard = self.holdings.mine(client, task.domain.name)
-        strata = self._records(client, task, memory)[1]
+        shard = asked.shard
+        strata = asked.records(memory)[1]
         travels = self.strategy.trainable(self.model.manifest, task.ticket.round)
         before = self._sums
         vector = self.continual.finish(memory, shard, self.model, phase)
@@ -326,57 +298,14 @@ class Site:
             )
         self.model.load(params)
 
-    def _phase(self, client: Client, task: Task, summary: Vector) -> Phase:
-        seed = derive(self.config.run.seed, "client", client.index, "domain", task.ticket.domain)
-        private = bool(self.promise.example.unit)
-        return Phase(
-            task.domain,
-            task.ticket.domain,
-            client.store.folder,
-            seed,
-            summary,
-            summed=partial(self._summed, client, task) if private else added,
-            private=private,
-            tuning=self._tuning(task),
-            manifest=self.model.manifest,
-            labels=task.labels,
-            base=task.base,
-            held=partial(self.holdings.held, client, task.seen),
-            withdrawn=partial(self.holdings.withdrawn, client, task.seen),
-            gone=self.holdings.gone(client),
-            counted=frozenset(task.counted),
-            run=self._run,
-        )
-
     def _summed(
-        self, client: Client, task: Task, rows: Iterable[Vector], records: Records, clip: float
+        self, asked: Asked, rows: Iterable[Vector], records: Records, clip: float
     ) -> Vector:
-        shard = self.holdings.mine(client, task.domain.name)
-        strata = self.promise.strata(client.store, records, task.domain.name, shard)
-        self.promise.charge_statistics(client.store, task.ticket, strata)
+        store, task = asked.client.store, asked.task
+        strata = self.promise.strata(store, records, task.domain.name, asked.shard)
+        self.promise.charge_statistics(store, task.ticket, strata)
         self._sums += 1
         return self.promise.example.summed(one_row_each(rows, records), clip)
-
-    def _answers(self, task: Task) -> list[int]:
-        # Among one answer there is nothing to tell apart: the loss would be 0 for ever.
-        over = self.config.train.loss_over
-        if over == "auto":  # with old records among the new ones, old and new labels must compete
-            over = "seen" if self.continual.replays else "domain"
-        if over == "seen" or len(task.domain.labels) == 1:
-            return []
-        index = {label: i for i, label in enumerate(task.labels)}
-        return [index[label] for label in task.domain.labels]
-
-
-def _ending(task: Task, kind: str) -> tuple[Task, tuple[float, ...]]:
-    """The task and the units of its parts, whichever of a domain's last two questions it came with.
-
-    The answer is computed once: the question how large it is comes first, and as one round later.
-    """
-    asked = task.ticket
-    size, units = summary_parts(asked.manifest)
-    round_ = asked.round - (kind == PEAK)
-    return replace(task, ticket=replace(asked, manifest=summary_name(size), round=round_)), units
 
 
 def open_site(text: str, data: tuple[tuple[str, Any], ...] = (), own: Own = NOTHING_OWN) -> Site:

@@ -256,11 +256,14 @@ def test_another_base_is_refused_though_the_shapes_agree(site, tmp_path):
         answered(site, client(site, tmp_path), task, start(site, task), NOTHING)
 
 
-def test_a_domain_of_one_label_is_told_apart_from_the_labels_before(site):
+def test_a_domain_of_one_label_is_told_apart_from_the_labels_before(site, tmp_path):
     task = task_of(site, domain=1)
     lone = replace(task, domain=replace(task.domain, labels=task.domain.labels[:1]))
-    assert len(site._answers(task)) == len(task.domain.labels)
-    assert site._answers(lone) == []  # all labels: a loss over one answer would be 0
+    mine = client(site, tmp_path)
+    assert len(site.asked(mine, task, "").answers()) == len(task.domain.labels)
+    assert (
+        site.asked(mine, lone, "").answers() == []
+    )  # all labels: a loss over one answer would be 0
 
 
 def test_a_client_with_its_own_file_may_lack_a_domain(tmp_path):

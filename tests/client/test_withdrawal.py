@@ -8,6 +8,7 @@ from asking import NOTHING, answered, client, sealing_of, start, task_of
 from perennial.client import withdrawn
 from perennial.client.parties import Own
 from perennial.client.site import Site
+from perennial.core.parts import added
 
 TEXT = """
 [data]
@@ -43,7 +44,7 @@ def test_a_withdrawn_record_is_never_trained_on_again(tmp_path, monkeypatch):
     seen = ids_seen(site, monkeypatch)
     answered(site, mine, task, start(site, task), NOTHING)
     assert set(seen[0]) == set(shard.ids[3:])
-    phase = site._phase(mine, task, NOTHING)
+    phase = site.asked(mine, task, "a run").phase(NOTHING, added)
     assert phase.gone == set(shard.ids[:3])
     assert set(phase.withdrawn().ids) == set(shard.ids[:3])
     assert set(phase.held().ids) == set(shard.ids[3:])

@@ -276,7 +276,7 @@ def replay_is_charged(folder: Path) -> None:
 def statistics_are_charged_and_noised(folder: Path) -> None:
     task, mine = task_of(world()), client(world(), folder)
     records = world().shards.of(0, "bank", "train")
-    phase = world()._phase(mine, task, NOTHING)
+    phase = world()._phase(world().asked(mine, task, "a run"), NOTHING)
     found = phase.summed([np.ones((len(records), 4), np.float32)], records, 2.0)
     kinds = [entry["place"]["kind"] for entry in charges(mine.store.folder)]
     assert kinds == ["statistics"], "a sum over records was not charged"
@@ -1225,9 +1225,7 @@ BUGS: tuple[Bug, ...] = (
             site.Site,
             "_summed",
             lambda real: (
-                lambda self, client, task, rows, records, clip: self.promise.example.summed(
-                    rows, clip
-                )
+                lambda self, asked, rows, records, clip: self.promise.example.summed(rows, clip)
             ),
         ),
         statistics_are_charged_and_noised,

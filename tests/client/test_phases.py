@@ -1,0 +1,75 @@
+"""What a task means for one client: its phase, its schedule, and how a domain ends."""
+
+from dataclasses import replace
+
+import pytest
+from asking import NOTHING, client, task_of
+
+from perennial.client.phases import ending
+from perennial.client.site import Site
+from perennial.core.continual import Continual
+from perennial.core.errors import RunError
+from perennial.core.parts import added
+from perennial.core.seeds import derive
+from perennial.core.wire import FINISH, PEAK
+
+TEXT = """
+[run]
+seed = 5
+[data]
+name = "sample"
+[model]
+name = "tiny"
+[shards]
+num_clients = 2
+[continual]
+name = "none"
+"""
+
+
+@pytest.fixture(scope="module")
+def site():
+    return Site(TEXT, {})
+
+
+def asked_in(site, tmp_path, round_, rounds=5, own=2, **changes):
+    """What is asked in `round_` of a domain of `rounds`, the last `own` of them the method's."""
+    task = task_of(site)
+    task = replace(task, rounds=rounds, ticket=replace(task.ticket, round=round_), **changes)
+    asked = site.asked(client(site, tmp_path, 1), task, "a run-1234")
+    return replace(asked, continual=Continual(start=lambda phase: phase, rounds=own))
+
+
+def test_a_phase_says_of_which_run_and_client_it_is(site, tmp_path):
+    asked = asked_in(site, tmp_path, 0, counted=(0, 2))
+    phase = asked.phase(NOTHING, pytest.fail)
+    assert phase.run == "a run-1234"
+    assert phase.counted == {0, 2}
+    assert phase.folder == asked.client.store.folder
+    assert phase.seed == derive(5, "client", 1, "domain", 0)
+    assert (phase.private, phase.tuning) == (False, False)
+    assert phase.summed is added  # nothing is promised: rows are added as they are
+    assert set(phase.held().ids) == set(asked.shard.ids)
+
+
+@pytest.mark.parametrize(
+    ("round_", "place"), [(0, (0, 3)), (2, (2, 3)), (3, (0, 2)), (4, (1, 2)), (5, (5, 3))]
+)
+def test_rounds_of_the_domain_and_of_the_method_have_a_schedule_each(site, tmp_path, round_, place):
+    asked = asked_in(site, tmp_path, round_)
+    schedule = asked.schedule()
+    assert (schedule.round, schedule.rounds) == place
+    assert asked.tuning == asked.phase(NOTHING, added).tuning == (round_ in (3, 4))
+    assert bool(asked.answers()) == (round_ not in (3, 4))  # tuning looks at all labels
+
+
+def test_both_questions_at_a_domain_s_end_are_for_one_answer(site):
+    task = task_of(site)
+    finish = replace(task, ticket=replace(task.ticket, round=3, manifest="summary-7-80.n"))
+    peak = replace(task, ticket=replace(task.ticket, round=4, manifest="summary-7-peak"))
+    one, units = ending(finish, FINISH)
+    other, none = ending(peak, PEAK)
+    assert one == other
+    assert (units, none) == ((1.0, 0.0), ())
+    with pytest.raises(RunError, match="must be asked for a summary"):
+        ending(task, FINISH)
