@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core import check
+from ..core.check_continual import need_ranks
 from ..core.config import Config
 
 
@@ -10,7 +11,8 @@ def describe(text: str) -> str:
     """A few lines about the run that `text` describes.
 
     Raises:
-        ConfigError: every fault at once.
+        ConfigError: every fault at once; and then, that the adapter has too few ranks for the
+            domains of the data.
         DataError: the data cannot be read as the config says.
     """
     config = check.read(text)
@@ -21,6 +23,7 @@ def describe(text: str) -> str:
     causal = config.model.name == "causal_lm"
     domains = stream(source.read(), config.domains, causal=causal)
     splits, names = domains.splits, [domain.name for domain in domains.domains]
+    need_ranks(config, check.build(config, "continual"), len(names))
     shards, rounds = config.shards, config.round
     need_deal(domains, shards, config.run.seed)
     held = "each node brings its own"

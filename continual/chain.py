@@ -73,6 +73,7 @@ def build(*, methods: Annotated[tuple[Mapping[str, Any], ...], Field(min_length=
         rounds=max(method.rounds for method in each),
         sums=sum(method.sums for method in each),
         bits=max(method.bits for method in each),
+        ranks=max(method.ranks for method in each),
         replays=any(method.replays for method in each),
         untrained=any(method.untrained for method in each),
         users=all(method.users for method in each),

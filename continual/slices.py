@@ -88,6 +88,7 @@ def method(rank_per_domain: int, head: Literal["frozen", "shared"]) -> Continual
         # The slot, not the index of the domain: a later run may go on with the same adapter.
         told=lambda kept: np.array([_used(kept)], np.float32),
         facts=facts,
+        ranks=rank_per_domain,
         users=False,
         private=True,
     )

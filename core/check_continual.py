@@ -7,9 +7,9 @@ from inspect import signature
 from typing import Any
 
 from . import plugins
-from .config import Config
+from .config import Config, Plugin
 from .errors import ConfigError, Fault
-from .parts import Continual, SecureSum
+from .parts import Continual, Model, SecureSum
 
 _CAUSAL = "causal_lm"
 _DEFAULTS = ("replay", "ewc", "analytic_head")
@@ -35,14 +35,52 @@ def default_methods(config: Config) -> tuple[Mapping[str, Any], ...]:
 
 def sum_bits(config: Config) -> int:
     """To how many bits sums are rounded; 0 where they are not, or where it is not known."""
-    options = config.secure_sum.options
+    return _whole("privacy", config.secure_sum, SecureSum, "secure_sum", "bits")
+
+
+def _whole(kind: str, plugin: Plugin, part: Any, table: str, option: str) -> int:
+    """A whole number among a plug-in's options or their defaults; 0 where it is not known."""
     try:
-        found = plugins.find("privacy", config.secure_sum.name, SecureSum, "secure_sum")
+        found = plugins.find(kind, plugin.name, part, table)
     except ConfigError:  # named as a fault of its own table
         return 0
-    parameter = signature(found).parameters.get("bits")
-    bits = options.get("bits", 0 if parameter is None else parameter.default)
-    return bits if isinstance(bits, int) else 0
+    parameter = signature(found).parameters.get(option)
+    value = plugin.options.get(option, 0 if parameter is None else parameter.default)
+    return value if isinstance(value, int) else 0
+
+
+def need_ranks(config: Config, method: Continual, num_domains: int) -> None:
+    """Check that the adapter has ranks for all domains, before any is learnt.
+
+    Args:
+        config: whole.
+        method: what `[continual]` builds.
+        num_domains: of the run, as its data has them.
+
+    Raises:
+        ConfigError: it has too few.
+    """
+    if faults := list(_rank_faults(config, method, num_domains)):
+        raise ConfigError(faults)
+
+
+def _rank_faults(config: Config, method: Continual, num_domains: int) -> Iterator[Fault]:
+    rank = _whole("models", config.model, Model, "model", "rank")
+    need = num_domains * method.ranks
+    if rank and need > rank:
+        yield Fault(
+            "model.rank",
+            f"must be at least {need}: each of {num_domains} domains takes {method.ranks} of the "
+            f"adapter's ranks for itself ([continual] mode = 'slices'); got {rank}",
+            f"write rank = {need}, a lower rank_per_domain, or mode = 'adapters', where any number "
+            "of domains has room",
+        )
+
+
+def _num_named(config: Config) -> int:
+    """How many domains the config itself names; 0 where only the data says how many there are."""
+    table = config.domains
+    return 1 if table.joint else len(table.order or table.groups)
 
 
 def continual_faults(config: Config, method: Continual) -> Iterator[Fault]:
@@ -72,6 +110,7 @@ def continual_faults(config: Config, method: Continual) -> Iterator[Fault]:
             f"must be at least 1 with [continual] {name!r}: it learns nothing by itself; got 0",
             "use 'analytic_head', which needs no round",
         )
+    yield from _rank_faults(config, method, _num_named(config))
     if config.user_privacy.name != "off" and not method.users:
         yield Fault(
             "continual.name",

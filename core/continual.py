@@ -190,6 +190,7 @@ class Continual:
         rounds: how many rounds the method adds at the end of a domain, with `Phase.tuning` set.
         sums: how often a domain update uses `Phase.summed` on the same records.
         bits: fewest bits that its sums stand being rounded to; 0 for any.
+        ranks: how many ranks of LoRA each domain takes for itself; 0 where none is used up.
         replays: whether `dataset` may give records of earlier domains.
         untrained: whether its head answers though no round was trained.
         users: whether it works where noise for whole users is in every sum: what is summed is not
@@ -216,6 +217,7 @@ class Continual:
     rounds: int = 0
     sums: int = 0
     bits: int = 0
+    ranks: int = 0
     replays: bool = False
     untrained: bool = False
     users: bool = True

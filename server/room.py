@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import check
+from ..core.check_continual import need_ranks
 from ..core.config import Config
 from ..core.parts import (
     Continual,
@@ -95,6 +96,8 @@ def open_room(
     splits = check.build(config, "data").read()
     domains = stream(splits, config.domains, causal=not model.labels_needed)
     need_deal(domains, config.shards, config.run.seed)
+    continual: Continual = check.build(config, "continual")
+    need_ranks(config, continual, len(domains.domains))
     secure_sum: SecureSum = check.build(config, "secure_sum")
     keyed = secure_sum.scheme is not None
     return partial(
@@ -110,7 +113,7 @@ def open_room(
         privatizer=check.build(config, "privacy"),
         user=check.build(config, "user_privacy"),
         holder=check.build(config, "keyholder", **keyholder) if keyed else None,
-        continual=check.build(config, "continual"),
+        continual=continual,
     )
 
 

@@ -70,3 +70,10 @@ def test_a_pipeline_of_completions_has_no_labels(tmp_path):
     base = "somewhere"
     """
     assert lines(text)["labels"] == "0"
+
+
+def test_slices_have_ranks_for_all_domains_of_the_data():
+    slices = '[continual]\nname = "elastic_mask"\nmode = "slices"\nrank_per_domain = 2\n'
+    with pytest.raises(ConfigError, match=r"\[model.rank\] must be at least 12: each of 6 domains"):
+        describe(DATA + slices)  # of the 8 that a model has by default
+    assert lines(DATA + slices + "[model]\nname = 'encoder_classifier'\nrank = 12")["domains"]

@@ -3,6 +3,7 @@
 import pytest
 
 from perennial.core import check
+from perennial.core.check_continual import need_ranks
 from perennial.core.errors import ConfigError
 
 BASE = """
@@ -81,3 +82,33 @@ def test_an_analytic_head_needs_no_round():
 def test_faults_of_a_method_in_a_chain_name_their_place():
     found = faults('[continual]\nmethods = [{name = "replay", per_clas = 3}, {name = "ewcc"}]\n')
     assert any("methods" in place and "per_class" in text for place, text in found.items())
+
+
+SLICES = '[continual]\nname = "elastic_mask"\nmode = "slices"\nrank_per_domain = 2\n'
+IN_A_CHAIN = SLICES.replace("[continual]", "[[continual.methods]]")
+NAMED = '[domains]\norder = ["bank", "clinic", "shop"]\n'
+GROUPS = '[domains.groups]\na = ["x"]\nb = ["y"]\nc = ["z"]\n'
+
+
+@pytest.mark.parametrize("domains", [NAMED, GROUPS])
+@pytest.mark.parametrize("continual", [SLICES, IN_A_CHAIN])
+def test_too_few_ranks_for_the_domains_that_are_named_are_told_beforehand(domains, continual):
+    found = faults(domains, continual)  # the tiny model has 4 ranks
+    (place,) = found
+    assert place == "model.rank"
+    for words in ("must be at least 6", "each of 3 domains takes 2 of", "got 4", "'adapters'"):
+        assert words in found[place]
+    enough = BASE.replace('"tiny"', '"tiny"\nrank = 6')
+    check.read(enough + domains + continual)
+    check.read(BASE + domains + continual.replace("= 2", "= 1"))
+    check.read(BASE + domains + continual.replace('"slices"', '"adapters"'))
+
+
+def test_how_many_domains_there_are_is_the_data_s_to_say_where_the_config_names_none():
+    config = check.read(BASE + SLICES)
+    method = check.build(config, "continual")
+    need_ranks(config, method, 2)
+    with pytest.raises(ConfigError, match=r"\[model.rank\] must be at least 6: each of 3 domains"):
+        need_ranks(config, method, 3)
+    joint = check.read(BASE + "[domains]\njoint = true\n" + SLICES)
+    need_ranks(joint, method, 1)

@@ -5,7 +5,7 @@ import os
 import pytest
 from flwr.app import Error, Message, RecordDict
 
-from perennial.core.errors import DataError, RunError
+from perennial.core.errors import ConfigError, DataError, RunError
 from perennial.server.app import reply
 from perennial.server.events import EventLog
 from perennial.server.link import Link
@@ -43,6 +43,22 @@ def test_records_that_cannot_be_dealt_stop_the_run_before_anything_is_written(tm
     nobody = Link(nodes=list, ask=lambda *_: [])
     with pytest.raises(DataError, match="sharding column"):
         run(nobody, TEXT.format(path=data, split="column"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_adapter_has_too_few_ranks_stops_before_anything_is_written(tmp_path):
+    nobody = Link(nodes=list, ask=lambda *_: [])
+    text = """
+[data]
+name = "sample"
+[model]
+name = "tiny"
+[continual]
+name = "elastic_mask"
+mode = "slices"
+"""
+    with pytest.raises(ConfigError, match="must be at least 6: each of 6 domains takes 1 of"):
+        run(nobody, text, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
