@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -10,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..core.config import Config
-from ..core.parts import Continual, Model, Phase, Strata, added
-from ..core.seeds import derive
+from ..core.parts import Continual, Indices, Model, Phase, Strata, added
+from ..core.seeds import derive, generator
 from ..core.values import Records, Vector
 from ..core.wire import PEAK, Task, summary_name, summary_parts
 from .holdings import Holdings
@@ -72,7 +73,7 @@ class Asked:
             task.domain,
             task.ticket.domain,
             client.store.folder,
-            derive(self.config.run.seed, "client", client.index, "domain", task.ticket.domain),
+            self._seed,
             summary,
             summed=summed if private else added,
             private=private,
@@ -110,6 +111,26 @@ class Asked:
             fresh = sorted(fresh, reverse=True)
         strata = self.promise.strata(self.client.store, records, self.task.domain.name, shard)
         return records, strata, fresh
+
+    def rehearsed(self, fresh: Sequence[bool]) -> Indices:
+        """Positions of the records that this round trains on: all new ones, some replayed ones.
+
+        Args:
+            fresh: which records are new, those first.
+        """
+        new, ratio = sum(fresh), self.config.train.replay_ratio
+        most = math.ceil(ratio * new)
+        if not ratio or not new or self.tuning or len(fresh) - new <= most:
+            return np.arange(len(fresh))
+        rng = generator(self._seed, "rehearsed", self.task.ticket.round)
+        drawn = rng.choice(len(fresh) - new, most, replace=False)
+        return np.concatenate([np.arange(new), new + np.sort(drawn)])
+
+    @property
+    def _seed(self) -> int:
+        """Of the client in this domain."""
+        index, domain = self.client.index, self.task.ticket.domain
+        return derive(self.config.run.seed, "client", index, "domain", domain)
 
     def schedule(self) -> Schedule:
         """The rounds of the domain and those of the method after them each have their own."""

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..core.config import Config
-from ..core.parts import Answer, EncodedRecords, Model, Score
+from ..core.parts import Answer, Encoded, EncodedRecords, Indices, Model, Score
 from ..core.values import Records
 from ..data.deals import deal_of
 from ..data.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """Those records of `whole` that a round trains on, by their positions in it."""
+
+    whole: Encoded
+    rows: Indices
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Indices) -> Any:
+        """The batch of the records at `indices`; see `Encoded.batch`."""
+        return self.whole.batch(self.rows[indices])
 
 
 class Shards:

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from ..core import check
 from ..core.config import Config
 from ..core.errors import PrivacyError, RunError
-from ..core.parts import Continual, Model, Phase, SecureSum
+from ..core.parts import Continual, Encoded, Model, Phase, SecureSum
 from ..core.seeds import derive, generator
 from ..core.values import Records, Update, Vector, gather
 from ..core.wire import FINISH, PEAK, PEAKS, TRAIN, Task
@@ -31,7 +32,7 @@ from .parties import NOTHING_OWN, Client, Own, Sealing
 from .phases import Asked, ending
 from .promise import make as make_promise
 from .promise import one_row_each
-from .shards import Shards
+from .shards import Shards, Some
 from .store import ClientStore
 from .train import Forces, train
 
@@ -182,7 +183,11 @@ class Site:
         records, strata, fresh = asked.records(memory)
         self.promise.charge_training(client.store, ticket, salt, strata, table.epochs)
         name = task.domain.name
-        encoded = self.shards.encoded(client.index, name, ticket.domain, records, fresh)
+        encoded: Encoded = self.shards.encoded(client.index, name, ticket.domain, records, fresh)
+        rows = asked.rehearsed(fresh)
+        if len(rows) < len(records):  # all stay encoded: the next round draws others
+            encoded, records = Some(encoded, rows), records.take(rows)
+            strata = replace(strata, of=strata.of[rows])
         trainable = self.strategy.trainable(self.model.manifest, ticket.round)
         anchor = {n: p.detach().clone() for n, p in self.model.parameters().items()}
         loss = train(

@@ -31,7 +31,8 @@ SOLVED = ("owner", "label", "weight", "bias", "middle", "temperature")
 _SEED = 5  # public: all who add to a sum must project in the same way
 
 # What validation chooses from: regularisers, and by what scores are divided before the softmax.
-# Without validation the middle ones are taken.
+# Without validation the middle regulariser is taken, and the smallest divisor: the best class then
+# decides, while one that is too large would let a domain win by classes that are all a little near.
 _GRIDS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "means": ((0.0,), (0.02, 0.03, 0.05, 0.07, 0.1)),
     # Layers side by side are correlated, so discriminants are far too sure of themselves.
@@ -163,10 +164,10 @@ def _solved(router: Router, arrays: Arrays, lesson: Lesson) -> Arrays:
     """The head and the temperature under which validation is routed best."""
     strengths, temperatures = _GRIDS[router.kind]
     solve = _solver(router.kind, arrays)
-    middle = np.array(temperatures[len(temperatures) // 2], np.float32)
+    sharpest = np.array(temperatures[0], np.float32)
     tested = lesson.validation.where(lambda i: lesson.validation.targets[i] in lesson.labels)
     if not len(tested):
-        return {**solve(strengths[len(strengths) // 2]), "temperature": middle}
+        return {**solve(strengths[len(strengths) // 2]), "temperature": sharpest}
     seen = router.features(lesson.model, tested)
     labels = np.array([lesson.labels.index(target) for target in tested.targets])
     right = arrays["label"] == labels[:, None]

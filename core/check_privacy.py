@@ -41,6 +41,13 @@ def privacy_faults(
             "and does not charge it",
             "use a method that sums by `Phase.summed`, or [continual] name = 'none'",
         )
+    if example.unit and config.train.replay_ratio:
+        yield Fault(
+            "train.replay_ratio",
+            "must be 0 where single records are private: whether a record is replayed would depend "
+            "on how many others there are",
+            "write replay_ratio = 0",
+        )
     if example.unit and config.train.balanced:
         yield Fault(
             "train.balanced",

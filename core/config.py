@@ -68,6 +68,8 @@ class Train(Table):
             as fast leaves the adapter little to change, so that less is forgotten.
         balanced: each client's loss allows for how many records of each label it has, those that
             it replays among them, so that clients with other labels do not pull apart.
+        replay_ratio: most records that a round replays for each new one, drawn anew in each round,
+            so that a domain costs the same however many came before; 0 replays all of the memory.
     """
 
     epochs: Count = 1
@@ -82,6 +84,7 @@ class Train(Table):
     decay: Literal["linear", "constant"] = "linear"
     loss_over: Literal["auto", "domain", "seen"] = "auto"
     balanced: bool = False
+    replay_ratio: Annotated[float, Field(ge=0.0)] = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 1

@@ -63,6 +63,33 @@ def test_rounds_of_the_domain_and_of_the_method_have_a_schedule_each(site, tmp_p
     assert bool(asked.answers()) == (round_ not in (3, 4))  # tuning looks at all labels
 
 
+def with_ratio(asked, ratio):
+    table = asked.config.train.model_copy(update={"replay_ratio": ratio})
+    return replace(asked, config=asked.config.model_copy(update={"train": table}))
+
+
+def test_a_round_replays_some_records_for_each_new_one_and_others_in_the_next(site, tmp_path):
+    fresh = [True] * 4 + [False] * 20
+    rounds = [with_ratio(asked_in(site, tmp_path, r), 1.5).rehearsed(fresh) for r in range(3)]
+    for rows in rounds:
+        assert rows[:4].tolist() == [0, 1, 2, 3]
+        assert len(set(rows[4:].tolist())) == 6
+        assert set(rows[4:].tolist()) <= set(range(4, 24))
+    assert rounds[0].tolist() != rounds[1].tolist()
+    again = with_ratio(asked_in(site, tmp_path, 1), 1.5).rehearsed(fresh)
+    assert again.tolist() == rounds[1].tolist()  # a round that is asked for twice is the same
+
+
+@pytest.mark.parametrize(
+    ("round_", "ratio", "new", "old"),
+    [(0, 0.0, 4, 20), (0, 5.0, 4, 20), (3, 0.5, 4, 20), (0, 1.0, 0, 20), (0, 1.0, 4, 0)],
+)
+def test_all_is_trained_on_where_nothing_is_to_be_left_out(site, tmp_path, round_, ratio, new, old):
+    """No ratio, a memory below it, a tuning round, and a client without new records."""
+    asked = with_ratio(asked_in(site, tmp_path, round_), ratio)
+    assert asked.rehearsed([True] * new + [False] * old).tolist() == list(range(new + old))
+
+
 def test_both_questions_at_a_domain_s_end_are_for_one_answer(site):
     task = task_of(site)
     finish = replace(task, ticket=replace(task.ticket, round=3, manifest="summary-7-80.n"))

@@ -160,6 +160,17 @@ def test_validation_chooses_the_temperature_that_says_the_truth():
     assert soft["accuracy"] < sharp["accuracy"]
 
 
+@pytest.mark.parametrize("kind", ["means", "lda", "ridge"])
+def test_without_validation_the_best_class_decides(kind):
+    """Divided by too much, classes that are all a little near would outvote the right one."""
+    chosen, kept = learnt(kind)
+    records, _ = drawn([0, 1, 2, 3, 4], 20, 9)
+    features = chosen.features(Plain(), records)
+    best = router.class_scores(kept, features).argmax(1)
+    chances = router.domain_chances(router.class_chances(kept, features), kept["owner"])
+    assert (chances.argmax(1) == kept["owner"][best]).mean() > 0.95
+
+
 def test_no_other_label_than_those_so_far_takes_part_in_validation():
     unknown = Records(("v",), ("1 2 3 4 5 6",), ("unheard of",), ("",), ("",))
     _, kept = learnt("lda", unknown)

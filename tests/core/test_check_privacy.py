@@ -68,6 +68,14 @@ def test_weights_by_count_and_scores_of_clients_are_leaks(promise):
     check.read(config('[evaluate]\nwhere = "clients"\n'))
 
 
+@pytest.mark.parametrize("line", ["balanced = true", "replay_ratio = 2.0"])
+def test_what_weighs_a_record_by_the_others_is_refused_where_records_are_private(line):
+    train = f"[train]\n{line}\n"
+    assert set(faults(EXAMPLE, UNIFORM, train)) == {"train." + line.split()[0]}
+    check.read(config(CENTRAL, UNIFORM, train))  # there a client's whole update is covered
+    check.read(config(train))
+
+
 @pytest.mark.parametrize("missing", ["delta", "epsilon", "noise_multiplier"])
 def test_nothing_that_a_promise_needs_has_a_default(missing):
     for table, promise in (("privacy", EXAMPLE), ("user_privacy", CENTRAL)):
