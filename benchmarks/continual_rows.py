@@ -169,7 +169,10 @@ FEDERATED: dict[str, Setting] = {
         seeded="analytic_head",
     ),
     "analytic head, refresh": Setting(
-        SHARED, ({**WIDE, "encoder": "refresh"},), (final(96.7),), seeded="analytic_head"
+        SHARED,
+        (REPLAY, EWC, {**WIDE, "encoder": "both"}),
+        (final(96.7),),
+        seeded="analytic_head",
     ),
     "analytic head, epsilon 8": Setting(
         {**NO_ROUNDS, **EPSILON_8},

@@ -12,7 +12,7 @@ nothing is subtracted: what was released with noise stands, and its charge cover
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .analytic_answer import Recipe
 
 Form = Literal["means", "lda", "ridge"]
-Encoder = Literal["base", "first", "refresh"]
+Encoder = Literal["base", "first", "refresh", "both"]
 
 _BITS = 12
 """Rounded to 8 or 10 bits, sums destroy the head; 16 cost nothing."""
@@ -56,7 +56,8 @@ def build(
         encoder: `base`, the frozen encoder; `first`, the adapter trains in the first domain only
             and features are taken through it; `refresh`, it trains always, and at the end of each
             domain each client sums all records it holds anew, in the place of what was summed
-            before: what is not held any more, and clients that are away, no longer count.
+            before: what is not held any more, and clients that are away, no longer count; `both`,
+            a head of `base` and one of `refresh` answer together, for twice the upload.
         blend: weight of the adapter's own head in the answer; `auto` chooses it on the server's
             validation records, and takes 0 without any.
         seed: of the random features; public, and the same everywhere.
@@ -67,6 +68,12 @@ def build(
     if form != "ridge" and regulariser > 1.0:
         problem = f"must be a share, 0..1, for form {form!r}; got {regulariser:g}"
         raise ConfigError([Fault("continual.regulariser", problem, "give 0 to have it chosen")])
+    if encoder == "both":
+        from .analytic_pair import paired
+
+        shared: dict[str, Any] = {"form": form, "layers": layers, "width": width, "seed": seed}
+        shared |= {"regulariser": regulariser, "blend": blend}
+        return paired(build(**shared, encoder="base"), build(**shared, encoder="refresh"))
     second, renew = form != "means", encoder == "refresh"
 
     def recipe(manifest: Manifest) -> Recipe:

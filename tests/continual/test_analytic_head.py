@@ -450,3 +450,33 @@ def test_noise_falls_on_the_labels_of_the_domain_alone(model, tmp_path):
     vector = client.finish(method, model, 1, private=True, summed=summed)
     kept = method.learn({}, lesson(model, vector.astype(float), 1))
     assert np.isfinite(scores(method, model, kept)).all()
+
+
+def test_both_sums_the_frozen_encoder_once_and_the_adapter_anew(model, tmp_path):
+    both = analytic_head.build(encoder="both", **OPTIONS)
+    alone = {name: analytic_head.build(encoder=name, **OPTIONS) for name in ("base", "refresh")}
+    client, others = Client(tmp_path / "a", SHARDS), {}
+    kept = taught(both, model, [client], until=2)
+    for name, method in alone.items():
+        other = Client(tmp_path / name, SHARDS)
+        others[name] = taught(method, model, [other], until=2)
+    for name, half in (("base", "frozen"), ("refresh", "adapted")):
+        for key, value in others[name].items():
+            assert np.array_equal(kept[f"{half}.{key}"], value)
+    assert both.size(model.manifest) == sum(m.size(model.manifest) for m in alone.values())
+    assert sum(both.lengths(model.manifest)) == both.size(model.manifest)
+    found = both.answer(both.head(kept), model, model.labels).logits(TEST)
+    means = [
+        method.answer(method.head(others[name]), model, model.labels).logits(TEST)
+        for name, method in alone.items()
+    ]
+    np.testing.assert_allclose(found, np.mean(means, 0), rtol=1e-6)
+    assert {"features (frozen)", "features (adapted)"} <= set(both.facts(kept))
+    assert not both.private
+
+
+def test_both_refuses_a_head_that_is_not_two(model):
+    both = analytic_head.build(encoder="both", **OPTIONS)
+    for bad in ([], [0.0], [0.0, 0.0, 1.0], [0.0, 5.0, 1.0], [np.nan, 1.0, 1.0, 1.0], [-1.0, 1.0]):
+        with pytest.raises(RunError, match="must be two heads"):
+            both.answer(np.array(bad, np.float32), model, model.labels)

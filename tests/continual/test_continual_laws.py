@@ -31,6 +31,7 @@ OPTIONS = {
         {"form": "lda", "layers": 2},
         {"form": "means", "layers": 1},
         {**_HEAD, "encoder": "refresh"},
+        {**_HEAD, "encoder": "both"},
     ),
     "chain": (
         {
