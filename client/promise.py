@@ -6,7 +6,7 @@ Nothing here depends on what the records are, so that all of it may leave the cl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -142,7 +142,7 @@ class Promise:
         return numbers
 
     def left(
-        self, store: ClientStore, strata: Strata, epochs: int, rounds: int, size: int
+        self, store: ClientStore, strata: Strata, epochs: int, rounds: int, size: int, sums: int = 0
     ) -> dict[str, float]:
         """Epsilon spent, and how many more domain updates like this one fit.
 
@@ -152,11 +152,19 @@ class Promise:
             epochs: of a round.
             rounds: of a domain.
             size: number of values that a round releases.
+            sums: noisy sums over the new records at the end of a domain.
         """
-        spends = self.example.spends(strata, epochs) if self.example.unit else ()
+        spends: tuple[Spend, ...] = ()
+        ends: tuple[Spend, ...] = ()
+        if self.example.unit:
+            new = replace(strata, of=strata.of[strata.of < strata.fresh])
+            spends = self.example.spends(strata, epochs)
+            ends = self.example.sum_spends(new)
         numbers: dict[str, float] = {}
         for s in self._statements(
-            store, _times(spends, rounds), _times(self._release(size), rounds)
+            store,
+            [*_times(spends, rounds), *_times(ends, sums)],
+            _times(self._release(size), rounds),
         ):
             numbers |= {
                 f"epsilon.{s.unit}": s.epsilon,
@@ -262,10 +270,11 @@ def one_row_each(rows: Iterable[Vector], records: Records) -> Iterator[Vector]:
         yield block
 
 
-def _times(spends: Sequence[Spend], rounds: int) -> list[Spend]:
+def _times(spends: Sequence[Spend], times: int) -> list[Spend]:
     return [
-        Spend(s.sample_rate, s.noise_multiplier, s.steps * rounds, s.cohort, s.mechanism)
+        Spend(s.sample_rate, s.noise_multiplier, s.steps * times, s.cohort, s.mechanism)
         for s in spends
+        if times
     ]
 
 

@@ -280,6 +280,7 @@ class Site:
             self.config.train.epochs,
             task.rounds,
             self.model.manifest.only(travels).size,
+            self.continual.sums,
         )
         # Without a record there may still be something to take back.
         some = bool(len(shard)) or bool(vector.any())

@@ -97,26 +97,16 @@ class Router:
         """
         from . import analytic_client
 
-        found = analytic_client.sums(
+        return analytic_client.sums(
             phase, shard, model, self.recipe(model.manifest), refresh=False, second=self.second
         )
-        scaled: Vector = (found * self._scales(model.manifest)).astype(np.float32)
-        return scaled
 
     def sums(self, total: npt.NDArray[np.float64], manifest: Manifest) -> statistics.Sums:
         """The statistics in the sum of the clients' vectors."""
-        found = total / self._scales(manifest)
-        return statistics.view(found, _head_shape(manifest)[0], self.inputs(manifest))
+        from .analytic_client import natural
 
-    def _scales(self, manifest: Manifest) -> npt.NDArray[np.float64]:
-        """Makes counts, sums and products as large, so that rounding costs each of them as much.
-
-        Powers of two, which lose nothing.
-        """
-        labels, width = _head_shape(manifest)[0], self.inputs(manifest)
-        steps = float(random_features.STEPS)
-        parts = (labels, labels * width, statistics.triangle(width) if self.second else 0)
-        return np.repeat(np.array((steps**2, steps, 1.0)), parts)
+        num_labels, width = _head_shape(manifest)[0], self.inputs(manifest)
+        return statistics.view(natural(total, num_labels, width), num_labels, width)
 
 
 def _head_shape(manifest: Manifest) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from perennial.continual import heads, router, statistics
+from perennial.continual.analytic_client import level
 from perennial.core.continual import Lesson
 from perennial.core.values import Domain, Manifest, Records
 
@@ -52,7 +53,7 @@ def lesson(chosen, domain, labels, records, validation=None):
     features = chosen.features(Plain(), records)
     whole = np.rint(features)
     vector = statistics.gather(whole, classes, len(labels), second=chosen.second)
-    total = vector.astype(np.float64) * chosen._scales(manifest)
+    total = level(vector.astype(np.float64), len(labels), chosen.inputs(manifest))
     tested = Records() if validation is None else validation
     nothing = np.zeros(0, np.float32)
     return Lesson(domain, 0, labels, total, 1.0, nothing, manifest, Plain(), tested)
@@ -187,8 +188,31 @@ def test_the_size_is_that_of_the_sums(kind, width):
     pairs = 0 if kind == "means" else inputs * (inputs + 1) // 2
     assert chosen.size(manifest) == 3 * (1 + inputs) + pairs
     total = np.arange(chosen.size(manifest), dtype=np.float64)
-    found = chosen.sums(total * chosen._scales(manifest), manifest)
+    found = chosen.sums(level(total.copy(), 3, inputs), manifest)
     assert np.array_equal(np.concatenate([found.counts, found.sums.ravel(), found.gram]), total)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("means", 0), ("lda", 0), ("ridge", 9)])
+def test_what_a_client_sends_is_what_the_server_reads(kind, width, tmp_path, requests_):
+    """Counts, sums and products come back in the records' own scale, whatever they travel in."""
+    from perennial.continual import random_features
+    from perennial.core.parts import Phase
+    from perennial.models import tiny
+
+    model, chosen = tiny.build(layers=1), router.Router(kind, 2, width)
+    labels = tuple(sorted(set(requests_.targets)))
+    model.fit_labels(labels)
+    domain = Domain("talk", labels)
+    here = Phase(domain, 0, tmp_path, 0, np.zeros(0, np.float32), labels=labels)
+    vector = chosen.of_client(here, requests_, model)
+    found = chosen.sums(vector.astype(np.float64), model.manifest)
+    grid = np.rint(chosen.recipe(model.manifest).steps(model, requests_)).astype(np.int8)
+    rows = random_features.expand(grid, width, router._SEED).astype(np.float64)
+    of = [labels.index(target) for target in requests_.targets]
+    assert found.counts.tolist() == np.bincount(of, minlength=len(labels)).tolist()
+    assert np.array_equal(found.sums, np.eye(len(labels))[of].T @ rows)
+    if chosen.second:
+        assert np.array_equal(statistics.full(found.gram, rows.shape[1]), rows.T @ rows)
 
 
 def test_features_do_not_depend_on_the_adapter():
