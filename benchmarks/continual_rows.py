@@ -144,7 +144,17 @@ FEDERATED: dict[str, Setting] = {
     ),
     "shared adapter, 20 a class over all clients": Setting(SHARED, (FEW, EWC)),
     "per-domain adapters": Setting(
-        ALONE, ({"name": "elastic_mask", "mode": "adapters"},), (final(94.5),)
+        ALONE,
+        (
+            {
+                "name": "elastic_mask",
+                "mode": "adapters",
+                "router": "ridge",
+                "router_layers": 5,
+                "router_width": 4000,
+            },
+        ),
+        (final(94.5),),
     ),
     "analytic head, wide": Setting(
         NO_ROUNDS, (WIDE,), (final(96.3), FORGETTING), seeded="analytic_head"
