@@ -26,7 +26,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 -m "not integration and not slow and not gpu"
-	$(BIN)/python -m pytest -m "integration and not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses 2 -m "integration and not slow and not gpu"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

@@ -17,6 +17,7 @@ import numpy as np
 from continual_runs import DATA, NUM_CLIENTS, Memo, first_of_each
 from table import progress
 
+from perennial.continual.analytic_answer import Head
 from perennial.core import plugins
 from perennial.core.config import Domains, Shards
 from perennial.core.continual import Lesson, Phase
@@ -181,7 +182,7 @@ def exactness(memo: Memo) -> dict[str, Any]:
 def withdrawal(memo: Memo) -> dict[str, Any]:
     """The largest difference of what the server keeps after a client withdrew all it had given.
 
-    Relative to the largest value of each array.
+    Of counts, sums, Gram matrix and the head's weights, relative to the largest value of each.
     """
     domains, model = loaded_stream(), _model()
     shards = _split(domains, NUM_CLIENTS, 1)
@@ -198,12 +199,14 @@ def withdrawal(memo: Memo) -> dict[str, Any]:
 
     stayed = [Records() if i == leaver else own for i, own in enumerate(shards)]
     left, never = kept(shards, leaving=True), kept(stayed, leaving=False)
-    worst = 0.0
-    for name, array in never.items():
-        if array.dtype.kind == "f" and array.size:
-            scale = max(float(np.abs(array).max()), 1e-12)
-            worst = max(worst, float(np.abs(left[name] - array).max()) / scale)
-    return {"statistics": worst, "records": len(shards[leaver])}
+    exact = all(np.array_equal(left[name], never[name]) for name in ("counts", "sums", "gram"))
+    one, other = (Head.read(kept["head"]).linear for kept in (left, never))
+    scale = float(np.abs(other.weight).max())
+    worst = float(np.abs(one.weight - other.weight).max()) / scale
+    if not exact:
+        both = [(left[name], never[name]) for name in ("counts", "sums", "gram")]
+        worst = max(worst, *(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in both))
+    return {"statistics": worst, "exact": exact, "records": len(shards[leaver])}
 
 
 CHECKS: dict[str, Callable[[Memo], dict[str, Any]]] = {

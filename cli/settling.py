@@ -193,7 +193,7 @@ def _defaults(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         return
     best = f"best at epsilon {STRONG:g} and below"
     # A learning rate that the user wrote was meant for the optimizer that he did not write.
-    if absent("train", "optimizer", "lr"):
+    if absent("train", "optimizer", "lr", "head_lr"):
         yield "train.optimizer", '"sgd"', best
         yield "train.lr", str(SGD_LR), "for sgd on clipped gradients"
         if absent("train", "momentum"):

@@ -65,7 +65,10 @@ def _when(num_held: int, num_given: int) -> str:
     """
     # The features stay until then: they alone say what these records added, and only what was
     # added can be subtracted, once, in the sum of the next end. Nothing could be without them.
-    words = "no features of these records are on this disk"
+    words = (
+        "nothing of these records is on this disk to subtract by; sums that are taken anew lose "
+        "them at the next domain's end"
+    )
     if num_held:
         words = (
             f"{count(num_held, 'record')} to subtract at the end of the next domain that this "
@@ -90,7 +93,7 @@ def _found(
         given = "subtracted from the statistics, still to be counted"
         words.append(given if summed[name] else "in the statistics until the next domain's end")
     # Nothing here is no fault: it may be of a domain to come, and is then not used.
-    return "; ".join(words) or "neither in the memory nor in the statistics of this client"
+    return "; ".join(words) or "nothing of it on this disk"
 
 
 def _listed(file: Path) -> list[str]:

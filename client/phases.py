@@ -118,9 +118,10 @@ class Asked:
         Args:
             fresh: which records are new, those first.
         """
-        new, ratio = sum(fresh), self.config.train.replay_ratio
-        most = math.ceil(ratio * new)
-        if not ratio or not new or self.tuning or len(fresh) - new <= most:
+        table, new = self.config.train, sum(fresh)
+        # Without a new record of its own a client still steadies the others, with one batch.
+        most = math.ceil(table.replay_ratio * (new or table.batch_size))
+        if not table.replay_ratio or self.tuning or len(fresh) - new <= most:
             return np.arange(len(fresh))
         rng = generator(self._seed, "rehearsed", self.task.ticket.round)
         drawn = rng.choice(len(fresh) - new, most, replace=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.errors import RunError
-from ..core.parts import Answer, Model
+from ..core.parts import Model
 from ..core.values import Records, Vector
 from . import public_sentences
 from .heads import NEVER, Linear
@@ -117,6 +118,14 @@ class HeadAnswer:
     model: Model
     labels: tuple[str, ...]
 
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Which of the labels so far the head was given records of [labels]."""
+        bias = self.head.linear.bias
+        found = np.zeros(len(self.labels), bool)
+        found[: len(bias)] = bias > NEVER / 2
+        return found
+
     def logits(self, records: Records) -> Vector:
         """Log-probabilities of the labels so far, float32 [n, labels]."""
         steps = self.head.recipe.steps(self.model, records)
@@ -132,7 +141,7 @@ class HeadAnswer:
         return blended(scores, own, self.head.blend)
 
 
-def answer(head: Vector, model: Model, labels: tuple[str, ...]) -> Answer:
+def answer(head: Vector, model: Model, labels: tuple[str, ...]) -> HeadAnswer:
     """Who answers by the head in `head`; see `Continual.answer`."""
     return HeadAnswer(Head.read(head), model, labels)
 

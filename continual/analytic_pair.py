@@ -7,20 +7,26 @@ than either (a product of experts of equal weight: Hinton 2002, section 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.continual import nothing
 from ..core.errors import RunError
 from ..core.parts import Answer, Continual, Kept, Lesson, Model, Phase
 from ..core.values import Manifest, Records, Vector
 from ..core.wire import split
+from .statistics import Floats
+
+if TYPE_CHECKING:
+    from .analytic_answer import HeadAnswer
 
 _NAMES = ("frozen", "adapted")
 _SEPARATOR = "."
+_TINY = 1e-300  # of a chance, so that it has a logarithm
 _BASE = 2**20  # a length in two digits, each of which float32 holds exactly
 
 
@@ -52,8 +58,10 @@ def paired(frozen: Continual, adapted: Continual) -> Continual:
         return np.concatenate([digits, *heads])
 
     def answer(head: Vector, model: Model, labels: tuple[str, ...]) -> Answer:
-        parts = zip(each, _halves(head), strict=True)
-        return Together(tuple(_answers(method)(part, model, labels) for method, part in parts))
+        from . import analytic_answer
+
+        one, other = (analytic_answer.answer(part, model, labels) for part in _halves(head))
+        return Together(one, other)
 
     def facts(kept: Kept) -> Mapping[str, float | int | str]:
         return {
@@ -81,20 +89,42 @@ def paired(frozen: Continual, adapted: Continual) -> Continual:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """See `core.continual.Answer`."""
+    """See `core.continual.Answer`.
 
-    answers: tuple[Answer, ...]
+    Sums that are taken anew know nothing of a label whose only holder was away: of such a label
+    the other half alone tells.
+    """
+
+    frozen: HeadAnswer
+    adapted: HeadAnswer
 
     def logits(self, records: Records) -> Vector:
         """Means of the log-probabilities of the labels so far, float32 [n, labels]."""
-        total = sum(answer.logits(records).astype(np.float64) for answer in self.answers)
-        mean: Vector = (np.asarray(total) / len(self.answers)).astype(np.float32)
+        one, other = self.frozen, self.adapted
+        first, second = (_chances(half.logits(records)) for half in (one, other))
+        pair = (
+            _completed(first, second, other.known & ~one.known),
+            _completed(second, first, one.known & ~other.known),
+        )
+        mean: Vector = (np.log(np.maximum(pair, _TINY)).mean(0)).astype(np.float32)
         return mean
 
 
-def _answers(method: Continual) -> Callable[[Vector, Any, tuple[str, ...]], Answer]:
-    assert method.answer is not None
-    return method.answer
+def _chances(logits: Vector) -> Floats:
+    logs = logits.astype(np.float64)
+    chances: Floats = np.exp(logs - logs.max(1, keepdims=True, initial=-np.inf))
+    chances /= chances.sum(1, keepdims=True)
+    return chances
+
+
+def _completed(mine: Floats, others: Floats, missing: npt.NDArray[np.bool_]) -> Floats:
+    """Chances [n, K]: those of the labels `missing` [K] from the other half, mine for the rest."""
+    if not missing.any():
+        return mine
+    rest = np.where(missing, 0.0, mine)
+    room = 1.0 - others[:, missing].sum(1, keepdims=True)
+    rest *= room / np.maximum(rest.sum(1, keepdims=True), _TINY)
+    return np.where(missing, others, rest)
 
 
 def _halves(head: Vector) -> list[Vector]:

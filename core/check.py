@@ -200,12 +200,13 @@ def _impossible_values(config: Config) -> Iterator[Fault]:
             f"must be at most batch_size = {config.train.batch_size}, so that a part holds a "
             f"record; got {config.train.accumulate}",
         )
-    if config.train.balanced and config.model.name == "causal_lm":
-        yield Fault(
-            "train.balanced",
-            "needs a model with labels; 'causal_lm' completes text",
-            "write balanced = false",
-        )
+    for name in ("balanced", "head_lr"):
+        if getattr(config.train, name) and config.model.name == "causal_lm":
+            yield Fault(
+                f"train.{name}",
+                "needs a model with labels and a head; 'causal_lm' completes text",
+                "leave it out",
+            )
     if config.domains.joint and config.domains.order:
         yield Fault("domains.order", "has no meaning with joint = true", "drop one of the two")
     rates = config.simulation.faults.model_dump()

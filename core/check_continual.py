@@ -108,9 +108,15 @@ def continual_faults(config: Config, method: Continual) -> Iterator[Fault]:
         yield Fault(
             "round.rounds",
             f"must be at least 1 with [continual] {name!r}: it learns nothing by itself; got 0",
-            "use 'analytic_head', which needs no round",
+            "use 'analytic_head' with encoder = 'base', which needs no round",
         )
     yield from _rank_faults(config, method, _num_named(config))
+    if config.train.replay_ratio and not method.replays:
+        yield Fault(
+            "train.replay_ratio",
+            f"has no meaning with [continual] {name!r}, which replays nothing",
+            "use 'replay', or leave it out",
+        )
     if config.user_privacy.name != "off" and not method.users:
         yield Fault(
             "continual.name",

@@ -69,7 +69,8 @@ class Train(Table):
         balanced: each client's loss allows for how many records of each label it has, those that
             it replays among them, so that clients with other labels do not pull apart.
         replay_ratio: most records that a round replays for each new one, drawn anew in each round,
-            so that a domain costs the same however many came before; 0 replays all of the memory.
+            so that a domain costs the same however many came before; where a client has no new
+            one, for each of a batch. 0 replays all of the memory.
     """
 
     epochs: Count = 1

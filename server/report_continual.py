@@ -182,6 +182,11 @@ def absent(end: Mapping[str, Any], methods: Sequence[str], *, private: bool) -> 
     if values:
         lacks = _sums(methods, private)
         words.append(f"Nothing of those clients' records of this domain is in {lacks}.")
+        if "analytic_head" in methods and not private:
+            words.append(
+                "Sums that are taken anew (encoder = 'refresh' or 'both') lack their earlier "
+                "records, too."
+            )
     if "replay" in methods:
         words.append("A client that was away for it keeps no replay of this domain.")
     return " ".join(words)

@@ -104,9 +104,8 @@ def promising(trial: Trial, epsilon: float, epochs: int) -> Privatizer:
 
 def _table(trial: Trial) -> Train:
     table = trial.config.train
-    return table.model_copy(
-        update={"epochs": max(_EPOCHS, table.epochs), "lr": min(_RATE, table.lr)}
-    )
+    rates = {"lr": min(_RATE, table.lr), "head_lr": min(_RATE, table.head_lr)}
+    return table.model_copy(update={"epochs": max(_EPOCHS, table.epochs), **rates})
 
 
 def _bound(

@@ -425,7 +425,8 @@ def test_the_end_of_a_domain_says_who_was_missing(tmp_path, capsys):
     out = capsys.readouterr().out
     line = (
         "ended without 1 of 3 clients (1 late). Nothing of those clients' records of this domain "
-        "is in the statistics until they answer at a later domain's end."
+        "is in the statistics until they answer at a later domain's end. Sums that are taken anew "
+        "(encoder = 'refresh' or 'both') lack their earlier records, too."
     )
     assert f"domain 1/2 banking: warning: {line}\n" in out
     assert f"warning: Domain 1 (banking) {line}" in " ".join(out.split())  # wrapped

@@ -89,7 +89,7 @@ def test_it_says_of_each_id_what_this_client_held_and_when_the_statistics_lose_i
         "part in; until the server has counted that, the features stay on this disk, to subtract "
         "by (1 given already, and still to be counted). "
     )
-    assert nobody == "  nobody: neither in the memory nor in the statistics of this client"
+    assert nobody == "  nobody: nothing of it on this disk"
     later = "in the statistics until the next domain's end"
     assert r1 == f"  r1: was in the memory, gone now; {later}"
     assert r2 == "  r2: was in the memory, gone now"
@@ -104,7 +104,9 @@ def test_it_says_of_each_id_what_this_client_held_and_when_the_statistics_lose_i
 def test_without_statistics_nothing_is_said_to_be_subtracted(client, capsys):
     withdraw(client, ["r1"], None, everything=False)
     said = capsys.readouterr().out
-    assert "statistics: no features of these records are on this disk. What was summed" in said
+    assert (
+        "statistics: nothing of these records is on this disk to subtract by; sums that are" in said
+    )
     assert said.endswith("  r1: was in the memory, gone now\n")
 
 

@@ -85,9 +85,15 @@ def test_a_round_replays_some_records_for_each_new_one_and_others_in_the_next(si
     [(0, 0.0, 4, 20), (0, 5.0, 4, 20), (3, 0.5, 4, 20), (0, 1.0, 0, 20), (0, 1.0, 4, 0)],
 )
 def test_all_is_trained_on_where_nothing_is_to_be_left_out(site, tmp_path, round_, ratio, new, old):
-    """No ratio, a memory below it, a tuning round, and a client without new records."""
+    """No ratio, a memory below it, a tuning round, a memory below a batch, and none at all."""
     asked = with_ratio(asked_in(site, tmp_path, round_), ratio)
     assert asked.rehearsed([True] * new + [False] * old).tolist() == list(range(new + old))
+
+
+def test_a_client_without_new_records_replays_no_more_than_its_share_of_a_batch(site, tmp_path):
+    asked = with_ratio(asked_in(site, tmp_path, 0), 0.5)
+    rows = asked.rehearsed([False] * 500)
+    assert len(rows) == len(set(rows.tolist())) == asked.config.train.batch_size // 2
 
 
 def test_both_questions_at_a_domain_s_end_are_for_one_answer(site):

@@ -480,3 +480,26 @@ def test_both_refuses_a_head_that_is_not_two(model):
     for bad in ([], [0.0], [0.0, 0.0, 1.0], [0.0, 5.0, 1.0], [np.nan, 1.0, 1.0, 1.0], [-1.0, 1.0]):
         with pytest.raises(RunError, match="must be two heads"):
             both.answer(np.array(bad, np.float32), model, model.labels)
+
+
+@pytest.mark.parametrize("form", ["ridge", "lda", "means"])
+def test_both_still_know_a_label_whose_only_holder_is_away(form, model, tmp_path):
+    both = analytic_head.build(encoder="both", form=form, layers=2)
+    base = analytic_head.build(encoder="base", form=form, layers=2)
+    answers = {}
+    for name, method in (("both", both), ("base", base)):
+        shards = [Client(tmp_path / f"{name}{i}", [SHARDS[0], SHARDS[1]]) for i in range(2)]
+        shards[0].shards = [SHARDS[0], Records()]  # the other one alone holds the second domain
+        shards[1].shards = [Records(), SHARDS[1]]
+        kept = taught(method, model, shards, until=2)
+        # The next end without the second client: what is summed anew knows nothing of its labels.
+        vector = shards[0].finish(method, model, 1)
+        kept = method.learn(kept, lesson(model, vector.astype(float), 1))
+        answers[name] = method.answer(method.head(kept), model, model.labels).logits(TEST)
+    sea = [i for i, target in enumerate(TEST.targets) if target.startswith("sea")]
+    assert sea
+    labels = [model.labels.index(TEST.targets[i]) for i in sea]
+    right = {name: (found[sea].argmax(1) == labels).mean() for name, found in answers.items()}
+    assert right["both"] >= right["base"] - 0.2
+    assert right["base"] > 0.3
+    np.testing.assert_allclose(np.exp(answers["both"]).sum(1).max(), 1.0, atol=0.2)

@@ -195,8 +195,9 @@ def test_a_domain_that_ended_without_some_clients_is_told_in_words():
     assert line == (
         "Domain 2 (travel) ended without 3 of 5 clients (2 dropped out, 1 late). Nothing of those "
         "clients' records of this domain is in the statistics until they answer at a later "
-        "domain's end, nor ever in what ewc holds on to. A client that was away for it keeps no "
-        "replay of this domain."
+        "domain's end, nor ever in what ewc holds on to. Sums that are taken anew (encoder = "
+        "'refresh' or 'both') lack their earlier records, too. A client that was away for it keeps "
+        "no replay of this domain."
     )
     assert text_of(render(report)).count(line) == 2  # at the top and in its section
     # Whoever is connected and not counted is missing, though the last attempt rejected nobody.
