@@ -26,6 +26,7 @@ from ..core.values import Records, Update, Vector, gather
 from ..core.wire import FINISH, PEAK, PEAKS, TRAIN, Task
 from ..data.stream import Stream, stream
 from ..models.place import place
+from . import label_rows
 from .answers import Question, answer, peak
 from .holdings import Holdings
 from .parties import NOTHING_OWN, Client, Own, Sealing
@@ -188,6 +189,7 @@ class Site:
         if len(rows) < len(records):  # all stay encoded: the next round draws others
             encoded, records = Some(encoded, rows), records.take(rows)
             strata = replace(strata, of=strata.of[rows])
+        counts = self._counts(records) if table.balanced else []
         trainable = self.strategy.trainable(self.model.manifest, ticket.round)
         anchor = {n: p.detach().clone() for n, p in self.model.parameters().items()}
         loss = train(
@@ -207,10 +209,15 @@ class Site:
             trainable,
             asked.answers(),
             generator(phase.seed, "batches", ticket.round),
-            self._counts(records) if table.balanced else (),
+            counts,
         )
         parts = self.model.manifest.slices(trainable)
-        delta = gather(self.model.vector(), parts) - gather(params, parts)
+        change = self.model.vector() - params
+        if counts:
+            new = () if asked.tuning else task.domain.labels
+            scale = label_rows.scales(self.model.labels, counts, new)
+            change = label_rows.by_label(change, self.model.manifest, scale)
+        delta = gather(change, parts)
         if self.promise.example.unit and len(encoded) and delta.size and not delta.any():
             raise PrivacyError(
                 "what is sent must have been given noise; not one value of it moved. The model "

@@ -67,7 +67,8 @@ class Train(Table):
         head_lr: learning rate of the head, 0 for that of the adapter. A head that learns ten times
             as fast leaves the adapter little to change, so that less is forgotten.
         balanced: each client's loss allows for how many records of each label it has, those that
-            it replays among them, so that clients with other labels do not pull apart.
+            it replays among them, and each label's row of the head is averaged over the clients
+            that hold the label: clients with other labels then do not pull apart.
         replay_ratio: most records that a round replays for each new one, drawn anew in each round,
             so that a domain costs the same however many came before; where a client has no new
             one, for each of a batch. 0 replays all of the memory.
