@@ -68,7 +68,8 @@ class Train(Table):
             as fast leaves the adapter little to change, so that less is forgotten.
         balanced: each client's loss allows for how many records of each label it has, those that
             it replays among them, and each label's row of the head is averaged over the clients
-            that hold the label: clients with other labels then do not pull apart.
+            that hold the label: clients with other labels then do not pull apart. Where sums are
+            not encrypted, the server sees which labels a client lacks.
         replay_ratio: most records that a round replays for each new one, drawn anew in each round,
             so that a domain costs the same however many came before; where a client has no new
             one, for each of a batch. 0 replays all of the memory.
