@@ -3,9 +3,9 @@
 A mean over all clients takes a label's row hardly anywhere when one client in ten holds the label:
 nine of ten changes are of clients that can only push it away. Here each client scales the change of
 each row by how far its share of the label is above the mean label's, 0 where it holds none, so that
-the server's ordinary weighted mean is one over the records of that label. Nothing more is sent and
-sums may be encrypted as ever; where they are not, rows that stand still tell the server which labels
-a client lacks. Exact where labels are as frequent as each other over all clients; a label that is
+the server's ordinary weighted mean is one over the records of that label. Nothing more is sent, and
+sums may be encrypted as ever; where they are not, rows that stand still tell which labels a client
+lacks. Exact where labels are as frequent as each other over all clients; a label that is
 twice as frequent moves twice as far in a round.
 """
 
