@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -148,12 +149,17 @@ def answer(head: Vector, model: Model, labels: tuple[str, ...]) -> HeadAnswer:
 
 def closed_form(head: Head, steps: Vector) -> Vector:
     """The head's scores float32 [n, K] of pooled features in steps [n, m]."""
-    recipe = head.recipe
-    parts = [
-        head.linear.scores(project(steps[i : i + _CHUNK], recipe.width, recipe.seed))
-        for i in range(0, len(steps), _CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, len(head.linear.bias)), np.float32)
+    return closed_forms(head.recipe, [head.linear], steps)[0]
+
+
+def closed_forms(recipe: Recipe, linears: Sequence[Linear], steps: Vector) -> list[Vector]:
+    """The scores float32 [n, K] of each of `linears`; the features are computed once for all."""
+    found = [np.zeros((len(steps), len(linear.bias)), np.float32) for linear in linears]
+    for start in range(0, len(steps), _CHUNK):
+        features = project(steps[start : start + _CHUNK], recipe.width, recipe.seed)
+        for scores, linear in zip(found, linears, strict=True):
+            scores[start : start + _CHUNK] = linear.scores(features)
+    return found
 
 
 def blended(closed: Vector, own: Vector, blend: float) -> Vector:

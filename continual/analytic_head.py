@@ -60,7 +60,8 @@ def build(
             a head of `base` and one of `refresh` answer together, for twice the upload.
         blend: weight of the adapter's own head in the answer; `auto` chooses it on the server's
             validation records, and takes 0 without any.
-        seed: of the random features; public, and the same everywhere.
+        seed: of the random features; public, and the same everywhere. The second half of `both`
+            takes the next one.
 
     Raises:
         ConfigError: a share of the identity above 1.
@@ -71,9 +72,14 @@ def build(
     if encoder == "both":
         from .analytic_pair import paired
 
-        shared: dict[str, Any] = {"form": form, "layers": layers, "width": width, "seed": seed}
+        shared: dict[str, Any] = {"form": form, "layers": layers, "width": width}
         shared |= {"regulariser": regulariser, "blend": blend}
-        return paired(build(**shared, encoder="base"), build(**shared, encoder="refresh"))
+        # Random features of its own for each half: what chance did to one it did not to the other.
+        other = (seed + 1) % 2**31
+        return paired(
+            build(**shared, encoder="base", seed=seed),
+            build(**shared, encoder="refresh", seed=other),
+        )
     second, renew = form != "means", encoder == "refresh"
 
     def recipe(manifest: Manifest) -> Recipe:

@@ -13,7 +13,7 @@ from ..core.errors import RunError
 from ..core.parts import Kept, Lesson
 from ..core.values import Vector
 from . import heads, statistics
-from .analytic_answer import Head, Recipe, blended, closed_form, log_softmax
+from .analytic_answer import Head, Recipe, blended, closed_form, closed_forms, log_softmax
 from .analytic_client import natural, shape_of
 from .heads import Linear
 from .random_features import project
@@ -204,15 +204,11 @@ def _solved(
 def _best(
     solve: Callable[[float], Linear], candidates: Sequence[float], recipe: Recipe, trial: _Trial
 ) -> tuple[float, Linear]:
-    best = candidates[0], solve(candidates[0])
-    most = (-1, 0.0)
-    for value in candidates:
-        linear = best[1] if value == best[0] else solve(value)
-        scores = closed_form(Head(recipe, linear), trial.steps)
-        rank = (int((scores.argmax(1) == trial.targets).sum()), value)
-        if rank > most:
-            most, best = rank, (value, linear)
-    return best
+    linears = [solve(value) for value in candidates]
+    scores = closed_forms(recipe, linears, trial.steps)
+    right = [int((found.argmax(1) == trial.targets).sum()) for found in scores]
+    best = max(range(len(candidates)), key=lambda i: (right[i], candidates[i]))
+    return candidates[best], linears[best]
 
 
 def _placed(linear: Linear, order: npt.NDArray[np.intp]) -> Linear:

@@ -209,7 +209,7 @@ def _finish(
                 f"{vector.shape}. Its `size` and its `finish` disagree."
             )
         vectors.append(vector)
-    return np.concatenate(vectors).astype(np.float32)
+    return np.concatenate(vectors, dtype=np.float32)
 
 
 def _begin(

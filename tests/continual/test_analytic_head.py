@@ -454,7 +454,10 @@ def test_noise_falls_on_the_labels_of_the_domain_alone(model, tmp_path):
 
 def test_both_sums_the_frozen_encoder_once_and_the_adapter_anew(model, tmp_path):
     both = analytic_head.build(encoder="both", **OPTIONS)
-    alone = {name: analytic_head.build(encoder=name, **OPTIONS) for name in ("base", "refresh")}
+    alone = {
+        name: analytic_head.build(encoder=name, seed=seed, **OPTIONS)
+        for name, seed in (("base", 0), ("refresh", 1))
+    }
     client, others = Client(tmp_path / "a", SHARDS), {}
     kept = taught(both, model, [client], until=2)
     for name, method in alone.items():
@@ -465,6 +468,8 @@ def test_both_sums_the_frozen_encoder_once_and_the_adapter_anew(model, tmp_path)
             assert np.array_equal(kept[f"{half}.{key}"], value)
     assert both.size(model.manifest) == sum(m.size(model.manifest) for m in alone.values())
     assert sum(both.lengths(model.manifest)) == both.size(model.manifest)
+    halves = [Head.read(method.head(others[name])).recipe.seed for name, method in alone.items()]
+    assert halves == [0, 1]  # or the two would be wrong about the same records
     found = both.answer(both.head(kept), model, model.labels).logits(TEST)
     means = [
         method.answer(method.head(others[name]), model, model.labels).logits(TEST)
