@@ -8,7 +8,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.errors import DataError, PerennialError
+from ..core.errors import PerennialError
+from .commands_keys import keys
+from .commands_releases import releases
+from .configs import File, Settings, settled, text_of
 
 app = typer.Typer(
     name="perennial",
@@ -18,19 +21,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-keys = typer.Typer(no_args_is_help=True, help="Make, renew and list the keys of encrypted sums.")
 app.add_typer(keys, name="keys")
-
-File = Annotated[Path, typer.Argument(help="A config in TOML; see examples/.", metavar="FILE")]
-Keys = Annotated[Path, typer.Argument(help="A folder of keys.", metavar="DIR")]
-Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this form at run time
-    typer.Option(
-        "--set",
-        help="Change the config: table.key=value; may be repeated. In an array of tables, by "
-        "place or name: continual.methods.0.per_class=5, continual.methods.replay.per_class=5.",
-    ),
-]
+app.add_typer(releases, name="releases")
 
 
 def run() -> None:
@@ -67,7 +59,7 @@ def check(file: File, settings: Settings = None) -> None:
     """Check a config, its plug-ins and its data, and train nothing."""
     from .checking import describe
 
-    typer.echo(describe(_settled(file, settings)))
+    typer.echo(describe(settled(file, settings)))
 
 
 @app.command()
@@ -83,7 +75,7 @@ def plan(
     """Say what a promise of privacy costs over a model's whole life, and train nothing."""
     from .planning import plan as show
 
-    show(_text(file, settings), ledger, as_json=json)
+    show(text_of(file, settings), ledger, as_json=json)
 
 
 @app.command()
@@ -101,7 +93,7 @@ def simulate(
         raise typer.BadParameter("give a FILE, or --resume RUN, and not both")
     if resume and settings:
         raise typer.BadParameter("--set cannot change a run that has begun; start a new one")
-    text = "" if file is None else _settled(file, settings, quiet=quiet or json)
+    text = "" if file is None else settled(file, settings, quiet=quiet or json)
     start(text, resume, quiet=quiet, json=json)
 
 
@@ -120,7 +112,7 @@ def audit(
     from .auditing import audit as start
 
     changes = [*(settings or []), *([] if seed is None else [f"run.seed={seed}"])]
-    if not start(_settled(file, changes, quiet=json), quick=quick, json=json):
+    if not start(settled(file, changes, quiet=json), quick=quick, json=json):
         raise typer.Exit(1)
 
 
@@ -150,8 +142,8 @@ def drift(
     from .drifting import ALARM
     from .drifting import drift as watch
 
-    start = None if update is None else _settled(update, None, quiet=json)
-    text = _text(file, settings)
+    start = None if update is None else settled(update, None, quiet=json)
+    text = text_of(file, settings)
     if watch(text, new, window=window, in_order=in_order, json=json, page=page, update=start):
         raise typer.Exit(ALARM)
 
@@ -229,7 +221,7 @@ def bundle(
     """Write the thin Flower app bundle of a config, for `flwr run DIR`."""
     from ..server.bundle import write_bundle
 
-    path = write_bundle(folder, _settled(file, settings))
+    path = write_bundle(folder, settled(file, settings))
     typer.echo(f"wrote {path}; run it with: flwr run {path}")
 
 
@@ -244,80 +236,3 @@ def keyholder(
     from .keyholder import hold
 
     hold(file, with_parent=with_parent)
-
-
-@keys.command("init")
-def keys_init(file: File, folder: Keys, settings: Settings = None) -> None:
-    """Make the keys of a config's encrypted sums."""
-    from .keys import make
-
-    make(_settled(file, settings), folder)
-
-
-@keys.command("identity")
-def keys_identity(
-    folder: Annotated[Path, typer.Argument(help="A client's own folder.", metavar="FOLDER")],
-) -> None:
-    """Print a client's identity, for the file that `identities` names; made on first use."""
-    from .keys import identity
-
-    identity(folder)
-
-
-@keys.command("verify")
-def keys_verify(
-    log: Annotated[Path, typer.Argument(help="A key holder's audit log.", metavar="LOG")],
-) -> None:
-    """Check that no line of an audit log was changed or taken out, and count its openings."""
-    from .keys import verify
-
-    verify(log)
-
-
-@keys.command("rotate")
-def keys_rotate(folder: Keys) -> None:
-    """Make new keys of the same scheme; the old ones are kept and no longer used."""
-    from .keys import renew
-
-    renew(folder)
-
-
-@keys.command("show")
-def keys_show(
-    folder: Keys,
-    json: Annotated[bool, typer.Option("--json", help="Show them as JSON.")] = False,
-) -> None:
-    """List the keys in a folder, and who may read their files."""
-    from .keys import show
-
-    show(folder, as_json=json)
-
-
-def _settled(file: Path, settings: list[str] | None, *, quiet: bool = False) -> str:
-    """The config with the noise that its promise needs, and what was filled in said.
-
-    What clients would refuse for the records that they hold is refused here, as `plan` does.
-    """
-    from .settling import is_private, settle
-
-    text, lines = settle(_text(file, settings))
-    if is_private(text):
-        from ..core import check
-        from .planning import against_data
-
-        lines += against_data(check.read(text))
-    for line in [] if quiet else lines:
-        typer.echo(line, err=True)
-    return text
-
-
-def _text(file: Path, settings: list[str] | None) -> str:
-    from .overrides import override
-
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{file} must be a config file; there is none. See examples/.") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{file} must be a readable UTF-8 text file: {error}") from error
-    return override(text, settings or [])
