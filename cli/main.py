@@ -98,6 +98,33 @@ def simulate(
 
 
 @app.command()
+def update(
+    file: File,
+    domain: Annotated[str, typer.Option(help="The domain to learn; the next one without.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Try once more what was gated out before.")
+    ] = False,
+    settings: Settings = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing of the run.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Show the summary as JSON.")] = False,
+) -> None:
+    """Learn the next domain over the release in service, and release it if it passes its gate.
+
+    May be run by cron or a timer: where there is nothing to do it does nothing, and what was cut
+    short goes on. Exit code 3: gated out, the release before stays in service.
+    """
+    from .updating import update as start
+
+    text = text_of(file, settings)
+    code = start(text, domain, dry_run=dry_run, again=again, quiet=quiet, as_json=json)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def audit(
     file: File,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer canaries and records.")] = False,

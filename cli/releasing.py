@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..core.errors import DataError, RunError
-from ..server import releases, signing
+from ..privacy import signing
+from ..server import releases
 from ..server.release_differences import differences
-from ..server.releases import Release
+from ..server.releases import Release, Signer, Trust
 from ..server.units import DASH, percent, points, size
 
 if TYPE_CHECKING:
@@ -90,8 +92,7 @@ def verify(home: Path, number: int, keys: Path | None) -> None:
         RunError: something does not hold.
     """
     release = _one(home, number)
-    trusted = signing.trusted(keys or home / f"{releases.KEY}.pub")
-    faults = releases.verify(home, release.number, trusted)
+    faults = releases.verify(home, release.number, trust(keys or home / f"{releases.KEY}.pub"))
     if faults:
         raise RunError(
             f"release {release.name} does not hold: " + "; ".join(faults) + ". Put the folder back "
@@ -99,6 +100,17 @@ def verify(home: Path, number: int, keys: Path | None) -> None:
         )
     files = len(release.card["files"])
     typer.echo(f"release {release.name} holds: {files} files, its signature, its line of descent")
+
+
+def signer(home: Path) -> Signer:
+    """Who signs the releases of `home`; the key is made on first use."""
+    key = signing.key(home / releases.KEY)
+    return Signer(signing.public(key), partial(signing.sign, key))
+
+
+def trust(keys: Path) -> Trust:
+    """Trust in the public keys in a file."""
+    return Trust(signing.trusted(keys), signing.signed)
 
 
 def _one(home: Path, number: int) -> Release:

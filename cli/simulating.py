@@ -30,7 +30,7 @@ def start(text: str, resume: str, *, quiet: bool, json: bool) -> None:
     else:
         folder = _new_folder(text)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    mode: Mode = "quiet" if quiet else "json" if json else "live" if _terminal() else "plain"
+    mode = mode_of(quiet=quiet, json=json)
     with (
         logged(str(folder / "log.txt")),
         _tidy(folder, resume),
@@ -54,8 +54,9 @@ def start(text: str, resume: str, *, quiet: bool, json: bool) -> None:
         sys.stdout.write(f"report: {folder / 'report.html'}\nadapter: {folder / 'adapter'}\n")
 
 
-def _terminal() -> bool:
-    return sys.stdout.isatty()
+def mode_of(*, quiet: bool, json: bool = False) -> Mode:
+    """How a run is shown: what was asked, else as the terminal can."""
+    return "quiet" if quiet else "json" if json else "live" if sys.stdout.isatty() else "plain"
 
 
 def _config_of(folder: Path) -> str:

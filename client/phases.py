@@ -36,7 +36,7 @@ class Asked:
         holdings: of the clients of this process.
         client: who is asked.
         task: what is asked.
-        run: of which run the indices of domains are: its name and token.
+        run: of which run, and those that went on from it, the indices of domains are.
     """
 
     config: Config

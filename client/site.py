@@ -124,7 +124,7 @@ class Site:
             self._prepare(task, params)
             lengths = self.continual.lengths(self.model.manifest)
             question = Question(task.ticket, salt, sealing, lengths, units)
-        asked = self.asked(client, task, sealing.pact.run)
+        asked = self.asked(client, task, task.line or sealing.pact.run)
 
         def worked() -> Update:
             self._prepare(task, params)
@@ -168,7 +168,7 @@ class Site:
         Args:
             client: who is asked.
             task: what is asked.
-            run: name and token of the run.
+            run: of which run the indices of domains are.
         """
         parts = self.config, self.model, self.continual, self.promise, self.holdings
         return Asked(*parts, client, task, run)

@@ -136,6 +136,28 @@ class Simulation(Table):
     faults: Faults = Faults()
 
 
+class Update(Table):
+    """`[update]`: one more domain for a model in service; read by `perennial update` alone.
+
+    Attributes:
+        home: folder of releases, updates and, in simulation, of what clients keep between them.
+        domain: to be learnt; empty for the first of the data that the release in service lacks.
+        begin: domains that the very first update learns, in order; empty for `domain` alone.
+        max_loss: most points that a domain learnt before may lose against the release in service.
+        max_client_loss: the same for each client's own score, where clients evaluate.
+        min_accuracy: least accuracy of the new domain, 0..1.
+        min_gain: least points by which the new domain must be better than before the update.
+    """
+
+    home: Annotated[str, Field(min_length=1)] = "service"
+    domain: str = ""
+    begin: tuple[str, ...] = ()
+    max_loss: Annotated[float, Field(ge=0.0, le=100.0)] = 3.0
+    max_client_loss: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
+    min_accuracy: Rate = 0.5
+    min_gain: Annotated[float, Field(ge=0.0, le=100.0)] = 5.0
+
+
 class Config(Table):
     """A whole run. Every table has defaults but `[data]`, which says what is learnt."""
 
@@ -154,6 +176,7 @@ class Config(Table):
     continual: Plugin = Plugin(name="chain")
     evaluate: Evaluate = Evaluate()
     simulation: Simulation = Simulation()
+    update: Update | None = None
 
 
 def parse(text: str) -> Config:

@@ -76,7 +76,7 @@ class Phase:
         withdrawn: () -> those of its records whose people asked to be forgotten.
         gone: ids of all withdrawn records, whether the client still holds them or not.
         counted: indices of the domains of this run whose end the server counted this client in.
-        run: of which run the indices are: its name and token.
+        run: of which run, and those that went on from it, the indices are.
     """
 
     domain: Domain

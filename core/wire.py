@@ -126,6 +126,7 @@ class Task:
         manifest: hash of the manifest of all trainable tensors.
         base: identity of the frozen base; the same adapter on another base means nothing.
         counted: indices of the domains at whose end the server counted the node that is asked.
+        line: of which run, and those that went on from it, the indices of domains are.
     """
 
     ticket: Ticket
@@ -136,6 +137,7 @@ class Task:
     manifest: str
     base: str
     counted: tuple[int, ...] = ()
+    line: str = ""
 
     def pack(self) -> dict[str, Any]:
         """Plain values only: numbers, strings and lists of strings."""
@@ -149,6 +151,7 @@ class Task:
             "full_manifest": self.manifest,
             "base": self.base,
             "counted": list(self.counted),
+            "line": self.line,
         }
 
     @staticmethod
@@ -168,6 +171,7 @@ class Task:
                 manifest=_of("str", values, "full_manifest"),
                 base=_of("str", values, "base"),
                 counted=_whole(values, "counted"),
+                line=_of("str", values, "line"),
             )
         except KeyError as error:
             raise RunError(

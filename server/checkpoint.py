@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +29,35 @@ _DAMAGED = (
 )
 
 
-def save(folder: Path, state: ServerState, stamp: str) -> Path:
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A state as it was saved.
+
+    Attributes:
+        state: all of it.
+        stamp: of what it belongs to.
+        descent: of what a run must share to go on from it with another domain.
+    """
+
+    state: ServerState
+    stamp: str
+    descent: str
+
+
+def save(folder: Path, state: ServerState, stamp: str, descent: str = "") -> Path:
     """Write `state` below `folder` and drop all but the newest two; the file's path.
 
     Args:
         folder: made if missing.
         state: all of it is written.
         stamp: a hash of what the state belongs to; `newest` gives it back.
+        descent: the same for runs that go on from this state with another domain.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # The slots' names too: a member whose name is damaged would go missing without a word.
     names = sorted(state.slots)
-    fields = {"domain": state.domain, "round": state.round, "stamp": stamp, "slots": names}
-    head = json.dumps(fields)
+    fields = {"domain": state.domain, "round": state.round, "slots": names}
+    head = json.dumps({**fields, "stamp": stamp, "descent": descent})
     slots = {f"slot.{name}": values for name, values in state.slots.items()}
     buffer = io.BytesIO()
     arrays = {
@@ -59,8 +76,8 @@ def save(folder: Path, state: ServerState, stamp: str) -> Path:
     return path
 
 
-def newest(folder: Path) -> tuple[ServerState, str] | None:
-    """The newest state that can be read and its stamp; None when there is no file.
+def newest(folder: Path) -> Saved | None:
+    """The newest state that can be read; None when there is no file.
 
     Raises:
         RunError: there are files, and none can be read.
@@ -79,7 +96,7 @@ def newest(folder: Path) -> tuple[ServerState, str] | None:
     return None
 
 
-def _read(path: Path) -> tuple[ServerState, str]:
+def _read(path: Path) -> Saved:
     with np.load(path, allow_pickle=False) as file:
         head = json.loads(str(file["head"]))
         slots = {n.removeprefix("slot."): file[n] for n in file.files if n.startswith("slot.")}
@@ -90,4 +107,4 @@ def _read(path: Path) -> tuple[ServerState, str]:
             n: file[k] for n, k in (("summary", "summary"), ("head", "answer"), ("peaks", "peaks"))
         }
         state = ServerState(*numbers, slots=slots, **told)
-    return state, str(head["stamp"])
+    return Saved(state, str(head["stamp"]), str(head.get("descent", "")))

@@ -32,7 +32,7 @@ def load(room: Room, domain: int) -> Knowledge:
     Raises:
         RunError: it cannot be read.
     """
-    return knowledge.load(room.folder / FOLDER, domain, room.token)
+    return knowledge.load(room.folder / FOLDER, domain, room.line)
 
 
 def begin(
@@ -49,7 +49,7 @@ def begin(
     kept, params = room.continual.begin(known.kept, params, manifest, index)
     if kept is not known.kept:
         known = replace(known, kept=kept)
-        knowledge.save(room.folder / FOLDER, index, known, room.token)
+        knowledge.save(room.folder / FOLDER, index, known, room.line)
     state = replace(
         state, params=params, slots=room.strategy.init(params), summary=room.continual.told(kept)
     )
@@ -89,7 +89,7 @@ def finish(room: Room, state: ServerState, known: Knowledge) -> tuple[ServerStat
             missing,
             dict(outcome.rejected),
         )
-    knowledge.save(room.folder / FOLDER, state.domain + 1, known, room.token)
+    knowledge.save(room.folder / FOLDER, state.domain + 1, known, room.line)
     room.log.emit(
         "learnt",
         domain=state.domain,

@@ -14,17 +14,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from ..core.errors import DataError
 from ..core.files import claim, sync_folder, write_atomically
-from . import signing
 
 FOLDER, CARD, SIGNATURE = "releases", "release.json", "release.sig"
 KEY = "release.key"
@@ -34,6 +31,32 @@ _CURRENT, _HISTORY, _LOCK = "current", "history.jsonl", ".lock"
 _SCHEMA = 1
 _CHUNK = 1 << 20
 _MOST = 9999
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Who signs releases.
+
+    Attributes:
+        public: its public key, by which others know it.
+        sign: (text) -> the signature.
+    """
+
+    public: str
+    sign: Callable[[bytes], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whose signatures count.
+
+    Attributes:
+        keys: public keys of those who may sign.
+        signed: (public key, signature, text) -> whether the signature is that of the key.
+    """
+
+    keys: frozenset[str]
+    signed: Callable[[str, str, bytes], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +81,14 @@ class Release:
         return f"{self.number:04d}"
 
 
-def cut(
-    home: Path, files: Mapping[str, Path], card: Mapping[str, Any], key: Ed25519PrivateKey
-) -> Release:
+def cut(home: Path, files: Mapping[str, Path], card: Mapping[str, Any], signer: Signer) -> Release:
     """A new release of copies of `files`; it is whole or not there, and not in service yet.
 
     Args:
         home: its `releases` folder is made if missing.
         files: what stands in it -> where it is now; no path may leave the folder.
         card: what is said of it; number, parent, time and hashes are added here.
-        key: signs the card.
+        signer: signs the card.
 
     Raises:
         DataError: a file is missing, or its name leaves the folder; nothing is left behind.
@@ -96,7 +117,7 @@ def cut(
             }
             text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
             write_atomically(fresh / CARD, text)
-            mark = {"signer": signing.public(key), "signature": signing.sign(key, text)}
+            mark = {"signer": signer.public, "signature": signer.sign(text)}
             write_atomically(fresh / SIGNATURE, json.dumps(mark) + "\n")
             _sync(fresh)
             os.rename(fresh, releases / f"{number:04d}")
@@ -207,13 +228,13 @@ def history(home: Path) -> list[dict[str, Any]]:
     return found
 
 
-def verify(home: Path, number: int, trusted: frozenset[str]) -> list[str]:
+def verify(home: Path, number: int, trust: Trust) -> list[str]:
     """What is wrong with a release and its line of descent; nothing where all holds.
 
     Args:
         home: with the releases.
         number: of the release.
-        trusted: public keys of those who may sign.
+        trust: in whom.
     """
     faults, child = list[str](), None
     wanted: int | None = number
@@ -224,7 +245,7 @@ def verify(home: Path, number: int, trusted: frozenset[str]) -> list[str]:
             return [*faults, str(error)]
         if child is not None and child.card["parent"]["digest"] != release.digest:
             faults.append(f"release {release.name} is not the parent that {child.name} was cut of")
-        faults += _damage(release) + _forged(release, trusted)
+        faults += _damage(release) + _forged(release, trust)
         parent, child = release.card.get("parent"), release
         wanted = _parent_number(parent, wanted)
         if parent is not None and wanted is None:
@@ -253,15 +274,15 @@ def _damage(release: Release) -> list[str]:
     return faults + [f"{release.name}/{name} does not belong to the release" for name in unknown]
 
 
-def _forged(release: Release, trusted: frozenset[str]) -> list[str]:
+def _forged(release: Release, trust: Trust) -> list[str]:
     try:
         mark = json.loads((release.folder / SIGNATURE).read_bytes())
         signer, signature = str(mark["signer"]), str(mark["signature"])
     except (OSError, ValueError, KeyError, TypeError):
         return [f"{release.name}/{SIGNATURE} cannot be read"]
-    if not signing.signed(signer, signature, (release.folder / CARD).read_bytes()):
+    if not trust.signed(signer, signature, (release.folder / CARD).read_bytes()):
         return [f"{release.name}/{CARD} does not bear a valid signature"]
-    if signer not in trusted:
+    if signer not in trust.keys:
         return [f"release {release.name} is signed by {signer[:16]}..., who is not trusted"]
     return []
 

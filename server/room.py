@@ -40,6 +40,8 @@ class Room:
     Attributes:
         token: random, made once in the life of a run: sums of another run of the same name
             are not sums of this one.
+        line: name and token of the run that this one goes on from, through all between; its own
+            for a run that began anew. Indices of domains, and what methods keep, are the line's.
         privatizer: of single records; what it promises is told, the clients keep it.
         user: of what each client holds; adds noise to sums where the server is trusted to.
         holder: opens sums; None where no key does.
@@ -51,6 +53,7 @@ class Room:
     link: Link
     log: EventLog
     token: str
+    line: str
     model: Model
     stream: Stream
     test: TestRecords
@@ -79,7 +82,7 @@ class Room:
 def open_room(
     config: Config, folder: Path, link: Link, keyholder: Mapping[str, Any]
 ) -> partial[Room]:
-    """The room but for `log` and `token`, so that all that can be at fault is opened first.
+    """The room but for `log`, `token` and `line`, so that all that can be at fault is opened first.
 
     Args:
         config: of the run.
@@ -123,17 +126,36 @@ def stamp(room: Room) -> str:
     What may change between two starts of one run is left out: how it is simulated and watched,
     where it lies, and how long and for how many replies a round waits.
     """
-    domains = [[domain.name, domain.labels] for domain in room.stream.domains]
     table = room.config.model_dump(
         mode="json",
         exclude={
             "simulation": True,
             "evaluate": True,
             "keyholder": True,
+            "update": True,
             "run": {"folder", "name"},
             "round": {"min_replies", "deadline_s", "retries"},
         },
     )
+    return _digest(room, table, len(room.stream.domains))
+
+
+def descent(room: Room, learnt: int) -> str:
+    """16 hex digits over what a run must share with the one it goes on from.
+
+    How it trains, what it promises and where its data lies may change from one domain update to
+    the next; base, shapes, labels, and what continual method and strategy keep, may not.
+
+    Args:
+        room: the model's labels are those of the domains learnt.
+        learnt: number of domains learnt.
+    """
+    table = room.config.model_dump(mode="json", include={"model", "continual", "strategy"})
+    return _digest(room, table, learnt)
+
+
+def _digest(room: Room, table: Mapping[str, Any], num_domains: int) -> str:
+    domains = [[domain.name, domain.labels] for domain in room.stream.domains[:num_domains]]
     text = json.dumps([table, room.model.manifest.hash, room.model.identity(), domains])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -156,4 +178,5 @@ def task(room: Room, state: ServerState, attempt: int, travels: str) -> Task:
         seen=tuple(d.name for d in room.domains(state.domain)),
         manifest=room.model.manifest.hash,
         base=room.model.identity(),
+        line=room.line,
     )

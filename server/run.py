@@ -28,17 +28,21 @@ from ..core.files import write_atomically
 from ..core.values import ServerState, Vector
 from ..core.wire import TRAIN
 from . import checkpoint, lessons, nodes, scores
+from .checkpoint import Saved
 from .events import EventLog, read_events
 from .exchange import Outcome, exchange
 from .knowledge import Knowledge
 from .link import Link
 from .report import write_report
-from .room import Room, open_room, stamp
+from .room import Room, descent, open_room, stamp
 from .round import close, mean
 from .sums import quorum
 from .tensorboard import ScalarLog
 
 logger = logging.getLogger(__name__)
+
+LINE = "line"
+"""File, in the run's folder, that names the line of runs that it is of."""
 
 
 def run(
@@ -65,10 +69,11 @@ def run(
         ScalarLog(folder / "tensorboard", config.round.rounds, past=_past(folder)) as scalars,
         EventLog(folder / "events.jsonl", also=scalars.add) as log,
     ):
-        room = room_with(log=log, token=_token(folder))
-        found = checkpoint.newest(folder / "checkpoints")
+        token = _token(folder)
+        room = room_with(log=log, token=token, line=_line(folder, token))
+        saved = checkpoint.newest(folder / "checkpoints")
         try:
-            state = _first(room) if found is None else _again(room, *found)
+            state = _first(room) if saved is None else _again(room, saved)
             _domains(room, state, lessons.load(room, state.domain))
         finally:
             if room.holder is not None:
@@ -88,9 +93,22 @@ def _token(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
+def _line(folder: Path, token: str) -> str:
+    path = folder / LINE
+    if not path.exists():
+        write_atomically(path, f"{folder.name}-{token}")
+    return path.read_text(encoding="utf-8").strip()
+
+
 def _first(room: Room) -> ServerState:
     there = nodes.wait(room.link.nodes, quorum(room, 1), room.config.round.deadline_s)
     room.model.fit_labels(room.labels(0))
+    _say(room, len(there))
+    return ServerState(round=0, domain=0, params=room.model.vector())
+
+
+def _say(room: Room, clients: int) -> None:
+    """What this run is, for all who read its log."""
     room.log.emit(
         "run_started",
         run=room.folder.name,
@@ -103,13 +121,12 @@ def _first(room: Room) -> ServerState:
             "tensors": len(room.model.manifest.names),
         },
         domains=[{"name": d.name, "labels": list(d.labels)} for d in room.stream.domains],
-        clients=len(there),
+        clients=clients,
         rounds=room.rounds,
         methods=check.methods(room.config),
-        sealing=_sealing(room, len(there)),
+        sealing=_sealing(room, clients),
         privacy={part.unit: dict(part.terms) for part in (room.privatizer, room.user) if part.unit},
     )
-    return ServerState(round=0, domain=0, params=room.model.vector())
 
 
 def _sealing(room: Room, clients: int) -> dict[str, Any]:
@@ -127,19 +144,30 @@ def _sealing(room: Room, clients: int) -> dict[str, Any]:
     }
 
 
-def _again(room: Room, state: ServerState, stamped: str) -> ServerState:
+def _again(room: Room, saved: Saved) -> ServerState:
+    state = saved.state
     fitted = state.domain if state.round else max(state.domain - 1, 0)
     room.model.fit_labels(room.labels(fitted))
-    if stamp(room) != stamped:
+    same = stamp(room) == saved.stamp
+    if not same and not _goes_on(room, saved):
         raise RunError(
             f"the checkpoint's stamp must be {stamp(room)}, a hash of config, base and domains; "
-            f"got {stamped}. Resume with the config, data and version that the run was started "
+            f"got {saved.stamp}. Resume with the config, data and version that the run was started "
             "with."
         )
-    nodes.wait(room.link.nodes, quorum(room, 1), room.config.round.deadline_s)
+    there = nodes.wait(room.link.nodes, quorum(room, 1), room.config.round.deadline_s)
+    if not same:
+        _say(room, len(there))
     room.log.emit("run_resumed", domain=state.domain, round=state.round)
     logger.info("resumed at domain %d, round %d", state.domain, state.round)
     return state
+
+
+def _goes_on(room: Room, saved: Saved) -> bool:
+    """Whether the state is the end of a domain from which this run learns others."""
+    state = saved.state
+    updates = room.config.update is not None and not state.round
+    return updates and descent(room, state.domain) == saved.descent
 
 
 def _domains(room: Room, state: ServerState, known: Knowledge) -> None:
@@ -188,7 +216,7 @@ def _domain(
         "domain_finished", domain=index, name=domain.name, seconds=time.monotonic() - started
     )
     state = replace(state, round=0, domain=index + 1)
-    checkpoint.save(room.folder / "checkpoints", state, stamp(room))
+    checkpoint.save(room.folder / "checkpoints", state, stamp(room), descent(room, index + 1))
     write_report(room.folder)
     return state, known
 

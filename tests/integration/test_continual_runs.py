@@ -33,7 +33,7 @@ SEALED = {
 
 
 def kept_of(folder):
-    token = (folder / "token").read_text()
+    token = (folder / "line").read_text()
     return knowledge.load(folder / lessons.FOLDER, 3, token).kept
 
 
@@ -61,7 +61,7 @@ def test_sealed_sums_teach_what_plain_ones_do(unbroken, tmp_path):
     run(plain, changed(TEXT, **one))
     run(sealed, changed(TEXT, **one, **SEALED))
     before, after = (
-        knowledge.load(f / lessons.FOLDER, 1, (f / "token").read_text()).kept
+        knowledge.load(f / lessons.FOLDER, 1, (f / "line").read_text()).kept
         for f in (plain, sealed)
     )
     # Labels are drawn for the Fisher, and ties of an untrained head fall this way or that.

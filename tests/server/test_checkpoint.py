@@ -18,7 +18,8 @@ def state(round_, domain=0):
 
 def test_a_state_comes_back_as_it_went(tmp_path):
     checkpoint.save(tmp_path / "c", state(2, 1), "abc")
-    back, manifest = checkpoint.newest(tmp_path / "c")
+    saved = checkpoint.newest(tmp_path / "c")
+    back, manifest = saved.state, saved.stamp
     assert manifest == "abc"
     assert (back.round, back.domain) == (2, 1)
     assert back.params.tobytes() == state(2).params.tobytes()
@@ -39,7 +40,7 @@ def test_a_damaged_newest_file_gives_way_to_the_one_before(tmp_path):
     checkpoint.save(tmp_path, state(1), "m")
     newest = checkpoint.save(tmp_path, state(2), "m")
     newest.write_bytes(newest.read_bytes()[:100])
-    assert checkpoint.newest(tmp_path)[0].round == 1
+    assert checkpoint.newest(tmp_path).state.round == 1
 
 
 def test_a_flipped_byte_is_noticed(tmp_path):
@@ -66,7 +67,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, state(2), "m")
     monkeypatch.undo()
-    assert checkpoint.newest(tmp_path)[0].round == 1
+    assert checkpoint.newest(tmp_path).state.round == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -80,7 +81,7 @@ def test_a_file_cut_or_flipped_anywhere_is_noticed(tmp_path):
     for content in cut + flipped:
         path.write_bytes(content)
         try:
-            found, _ = checkpoint.newest(tmp_path)
+            found = checkpoint.newest(tmp_path).state
         except RunError:
             continue
         assert found.params.tobytes() == whole.params.tobytes()

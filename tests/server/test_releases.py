@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from perennial.cli.releasing import signer, trust
 from perennial.core.errors import DataError
-from perennial.server import releases, signing
+from perennial.server import releases
 
 
 @pytest.fixture
@@ -20,12 +21,12 @@ def home(tmp_path):
 
 @pytest.fixture
 def key(home):
-    return signing.key(home / releases.KEY)
+    return signer(home)
 
 
 @pytest.fixture
 def trusted(home, key):
-    return signing.trusted(home / f"{releases.KEY}.pub")
+    return trust(home / f"{releases.KEY}.pub")
 
 
 def made(home, key, content="a", **card):
@@ -135,12 +136,12 @@ def test_what_is_changed_is_found(spoil, words, home, key, trusted):
 def test_another_hand_and_a_rewritten_parent_are_found(home, key, trusted, tmp_path):
     releases.promote(home, made(home, key).number)
     made(home, key, "b")
-    stranger = signing.key(tmp_path / "stranger")
+    stranger = signer(tmp_path / "stranger")
     text = releases.read(home, 1).folder / "release.json"
     text.write_text(text.read_text().replace("bank", "city"))
     mark = {
-        "signer": signing.public(stranger),
-        "signature": signing.sign(stranger, text.read_bytes()),
+        "signer": stranger.public,
+        "signature": stranger.sign(text.read_bytes()),
     }
     (text.parent / "release.sig").write_text(json.dumps(mark))
     faults = releases.verify(home, 2, trusted)
@@ -182,9 +183,10 @@ def test_odd_folders_and_pointers_get_one_clear_error(home, key):
 CUTTING = """
 import sys
 from pathlib import Path
-from perennial.server import releases, signing
+from perennial.cli.releasing import signer
+from perennial.server import releases
 home = Path(sys.argv[1])
-key = signing.key(home / releases.KEY)
+key = signer(home)
 source = home / "big"
 source.write_text("x" * 1_000_000)
 while True:
@@ -208,23 +210,3 @@ def test_a_process_killed_at_any_moment_leaves_only_whole_releases(home, key, tr
             assert releases.verify(home, release.number, trusted) == []
         assert releases.in_service(home).number >= found[-1].number - 1
     releases.cut(home, {}, {}, key)  # the lock died with its holder
-
-
-def test_keys_are_their_owners_and_bad_ones_are_named(tmp_path):
-    path = tmp_path / "deep" / "release.key"
-    key = signing.key(path)
-    assert path.stat().st_mode & 0o077 == 0
-    assert signing.public(signing.key(path)) == signing.public(key)
-    assert signing.trusted(tmp_path / "deep" / "release.key.pub") == {signing.public(key)}
-    assert signing.signed(signing.public(key), signing.sign(key, b"a"), b"a")
-    assert not signing.signed(signing.public(key), signing.sign(key, b"a"), b"b")
-    assert not signing.signed("zz", "", b"b")
-    path.write_text("12\n")
-    with pytest.raises(DataError, match="64 hex digits"):
-        signing.key(path)
-    for bad in ("", "# none\n", "xy\n", "ab\n"):
-        path.write_text(bad)
-        with pytest.raises(DataError):
-            signing.trusted(path)
-    with pytest.raises(DataError, match="public keys"):
-        signing.trusted(tmp_path / "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -14,10 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from ..core.errors import DataError
 from ..core.files import write_atomically
 
+Key: TypeAlias = Ed25519PrivateKey
+"""A private key that signs."""
+
 _BYTES = 32
 
 
-def key(path: Path) -> Ed25519PrivateKey:
+def key(path: Path) -> Key:
     """The private key in `path`, 64 hex digits; made for its owner alone where there is none.
 
     Its public half is written beside it, to `PATH.pub`, for those who check signatures.
@@ -35,7 +39,7 @@ def key(path: Path) -> Ed25519PrivateKey:
     return private
 
 
-def public(private: Ed25519PrivateKey) -> str:
+def public(private: Key) -> str:
     """The public half of a key, 64 hex digits."""
     return private.public_key().public_bytes_raw().hex()
 
@@ -60,7 +64,7 @@ def trusted(path: Path) -> frozenset[str]:
     return frozenset(line.lower() for line in found)
 
 
-def sign(private: Ed25519PrivateKey, text: bytes) -> str:
+def sign(private: Key, text: bytes) -> str:
     """The signature over `text`, 128 hex digits."""
     return private.sign(text).hex()
 
