@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import typer
 from ..core import check
 from ..core.config import Config, Update
 from ..core.errors import ConfigError, DataError, Fault, RunError, StoppedError
+from ..core.fleet import read_server
 from ..core.log import logged
 from .overrides import override
 from .releasing import signer
@@ -91,7 +93,7 @@ def update(
         if found is None or found.state != updates.RUNNING:
             found = updates.begin(home, plan.text, plan.new, plan.asked)
         started = time.monotonic()
-        _run(plan.text, found.folder, quiet=quiet or as_json)
+        _run(plan.text, found.folder, _runner(limits), quiet=quiet or as_json)
         found, checks = updates.conclude(home, found, limits, signer(home))
     summary = _summary(plan, found.state, _outcome(checks), found)
     return _tell(summary | {"seconds": round(time.monotonic() - started, 1)}, as_json)
@@ -113,7 +115,7 @@ def planned(text: str, limits: Update, home: Path, domain: str) -> Plan:
     order = json.dumps([*known, *new])
     clients = json.dumps(str((home / "clients").resolve()))
     text = override(text, [f"domains.order={order}"])
-    if not config.simulation.clients:  # what clients keep outlives a run
+    if not (limits.server or config.simulation.clients):  # what clients keep outlives a run
         text = override(text, [f"simulation.clients={clients}"])
     text, _ = settle(text)
     check.read(text)
@@ -180,7 +182,22 @@ def _asked(text: str, stream: Stream, new: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _run(text: str, folder: Path, *, quiet: bool) -> None:
+def _runner(limits: Update) -> Callable[[str, Path], None]:
+    """What has a config run in a folder: (text, folder)."""
+    if limits.server:
+        from .fleet_run import run_on
+
+        return partial(run_on, read_server(Path(limits.server)))
+
+    def simulated(text: str, folder: Path) -> None:
+        from ..simulations.simulate import simulate
+
+        simulate(text, folder)
+
+    return simulated
+
+
+def _run(text: str, folder: Path, runner: Callable[[str, Path], None], *, quiet: bool) -> None:
     from .display import Display
     from .simulating import mode_of
 
@@ -189,10 +206,8 @@ def _run(text: str, folder: Path, *, quiet: bool) -> None:
         logged(str(folder / "log.txt")),
         Display(folder / "events.jsonl", mode=mode_of(quiet=quiet), skip_old=True),
     ):
-        from ..simulations.simulate import simulate
-
         try:
-            simulate(text, folder)
+            runner(text, folder)
         except KeyboardInterrupt:
             raise StoppedError("stopped; the same command goes on with the update") from None
         except RunError as error:

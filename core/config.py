@@ -141,6 +141,7 @@ class Update(Table):
 
     Attributes:
         home: folder of releases, updates and, in simulation, of what clients keep between them.
+        server: file of the server whose clients learn; empty for simulated ones.
         domain: to be learnt; empty for the first of the data that the release in service lacks.
         begin: domains that the very first update learns, in order; empty for `domain` alone.
         max_loss: most points that a domain learnt before may lose against the release in service.
@@ -150,6 +151,7 @@ class Update(Table):
     """
 
     home: Annotated[str, Field(min_length=1)] = "service"
+    server: str = ""
     domain: str = ""
     begin: tuple[str, ...] = ()
     max_loss: Annotated[float, Field(ge=0.0, le=100.0)] = 3.0

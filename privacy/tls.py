@@ -27,15 +27,19 @@ _SKEW = timedelta(hours=1)
 _USES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
-def make_certificates(folder: Path, names: Sequence[str]) -> None:
-    """Write `ca.pem`, and `NAME.pem` and `NAME.key` for each name, valid for 30 days.
+def make_certificates(
+    folder: Path, names: Sequence[str], hosts: Sequence[str] = (), days: int = VALID_DAYS
+) -> None:
+    """Write `ca.pem`, and `NAME.pem` and `NAME.key` for each name.
 
-    A certificate holds for its name, for localhost and for 127.0.0.1, at either end of a
-    connection; its common name is the name.
+    A certificate holds for its name, for localhost, for 127.0.0.1 and for all `hosts`, at either
+    end of a connection; its common name is the name.
 
     Args:
         folder: made if missing; files of these names are written anew.
         names: as in a host name.
+        hosts: further host names and IP addresses.
+        days: for which authority and certificates are valid.
 
     Raises:
         ValueError: a name is none of a host.
@@ -47,20 +51,21 @@ def make_certificates(folder: Path, names: Sequence[str]) -> None:
     authority = ec.generate_private_key(ec.SECP256R1())
     issuer = _named("perennial throw-away authority")
     write_atomically(
-        folder / "ca.pem", _authority(issuer, authority).public_bytes(Encoding.PEM), 0o600
+        folder / "ca.pem", _authority(issuer, authority, days).public_bytes(Encoding.PEM), 0o600
     )
     for name in names:
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(name, key.public_key(), issuer, authority)
+        known = [name, "localhost", "127.0.0.1", *hosts]
+        certificate = _certificate(known, key.public_key(), issuer, authority, days)
         write_atomically(folder / f"{name}.pem", certificate.public_bytes(Encoding.PEM), 0o600)
         plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_atomically(folder / f"{name}.key", plain, 0o600)
 
 
-def _authority(issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _authority(issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int) -> x509.Certificate:
     uses = _key_usage(signs_certificates=True)
     return (
-        _dated(issuer, issuer, key.public_key())
+        _dated(issuer, issuer, key.public_key(), days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(uses, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -69,20 +74,20 @@ def _authority(issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.Certi
 
 
 def _certificate(
-    name: str,
+    hosts: Sequence[str],
     key: ec.EllipticCurvePublicKey,
     issuer: x509.Name,
     authority: ec.EllipticCurvePrivateKey,
+    days: int,
 ) -> x509.Certificate:
-    hosts = [x509.DNSName(host) for host in dict.fromkeys([name, "localhost"])]
-    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    known = [_host(host) for host in dict.fromkeys(hosts)]
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
     return (
-        _dated(_named(name), issuer, key)
+        _dated(_named(hosts[0]), issuer, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(_USES), critical=False)
-        .add_extension(x509.SubjectAlternativeName([*hosts, loopback]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(known), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(signer, critical=False)
         .sign(authority, hashes.SHA256())
@@ -90,7 +95,7 @@ def _certificate(
 
 
 def _dated(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -100,7 +105,7 @@ def _dated(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _SKEW)
-        .not_valid_after(now + timedelta(days=VALID_DAYS))
+        .not_valid_after(now + timedelta(days=days))
     )
 
 
@@ -116,6 +121,13 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _named(name: str) -> x509.Name:

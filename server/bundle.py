@@ -26,12 +26,26 @@ def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
         ConfigError: the text has faults; nothing is written.
         DataError: the folder holds something that is no bundle of ours; nothing is written.
     """
-    config = check.read(text)
+    return _written(folder, check.read(text).run.name, text, run_folder)
+
+
+def write_service_bundle(folder: Path) -> Path:
+    """Write the bundle of a service to `folder`: the same for all runs of this version.
+
+    Its config is empty; each run brings its own. So clients can know it by its hash.
+
+    Raises:
+        DataError: as `write_bundle`.
+    """
+    return _written(folder, "service", "", "")
+
+
+def _written(folder: Path, name: str, text: str, run_folder: str) -> Path:
     _need_ours(folder)
     project = {
         "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
         "project": {
-            "name": f"perennial-{config.run.name}".lower().replace("_", "-").replace(".", "-"),
+            "name": f"perennial-{name}".lower().replace("_", "-").replace(".", "-"),
             "version": "1.0.0",
             "description": "A Perennial run",
             "license": {"text": "Apache-2.0"},
@@ -47,7 +61,11 @@ def write_bundle(folder: Path, text: str, run_folder: str = "") -> Path:
                         "serverapp": _SERVER,
                         "clientapp": "perennial.client.app:app",
                     },
-                    "config": {wire.CONFIG_KEY: text, wire.FOLDER_KEY: run_folder},
+                    "config": {
+                        wire.CONFIG_KEY: text,
+                        wire.FOLDER_KEY: run_folder,
+                        wire.KEYHOLDER_KEY: "",
+                    },
                 }
             },
         },

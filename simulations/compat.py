@@ -58,6 +58,13 @@ def from_bytes(content: bytes) -> Message:
     return message_from_proto(ProtoMessage.FromString(content))
 
 
+def packed(app: Path) -> bytes:
+    """A bundle's folder as the one file that is sent; the same bytes wherever it is packed."""
+    from flwr.cli.build import build_fab_from_disk
+
+    return build_fab_from_disk(app)
+
+
 def empty_run(run_id: int) -> Run:
     """A run with nothing but an id, for a grid of our own."""
     return Run.create_empty(run_id)

@@ -1,0 +1,108 @@
+"""`perennial server`, `perennial client` and the worker behind a client, until they are stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import typer
+
+from ..core.errors import DataError
+from ..core.fleet import read_client, read_server
+from ..core.processes import UP, Program, Watch
+from ..core.status import showing
+
+
+def serve(file: Path) -> None:
+    """Run a server until SIGTERM or Ctrl-C.
+
+    Raises:
+        PerennialError: its file has faults, or it does not come up.
+    """
+    from ..server import service
+
+    server = read_server(file)
+    parts = service.programs(server)
+    service.prepare(server)
+
+    def up() -> None:
+        new = service.register(server)
+        typer.echo(f"server up at {server.address}; {len(new)} clients newly let in")
+
+    _watched(parts, Path(server.state) / "logs", server.status, up)
+
+
+def attend(file: Path) -> None:
+    """Run a client until SIGTERM or Ctrl-C.
+
+    Raises:
+        PerennialError: its file has faults, or it does not come up.
+    """
+    from ..client import service
+
+    client = read_client(file)
+    parts = service.programs(client, own_bundle())
+    _watched(
+        parts,
+        Path(client.state) / "logs",
+        client.status,
+        lambda: typer.echo(f"client up; its server is {client.server}"),
+    )
+
+
+def work(address: str, secret: Path, ready: Path, allowed: Sequence[str]) -> None:
+    """Take a node's tasks until SIGTERM."""
+    from ..client.worker import Desk, work
+
+    _log()
+    with _stop() as stopped:
+        work(Desk(address, secret.read_bytes(), frozenset(allowed)), stopped, ready)
+
+
+def own_bundle() -> str:
+    """SHA-256 of the bundle of this package's services, 64 hex digits."""
+    from ..server.bundle import write_service_bundle
+    from ..simulations.compat import packed
+
+    with tempfile.TemporaryDirectory() as folder:
+        return hashlib.sha256(packed(write_service_bundle(Path(folder) / "app"))).hexdigest()
+
+
+def _watched(parts: Sequence[Program], logs: Path, status: str, up: Callable[[], None]) -> None:
+    _log()
+    watch = Watch(parts, logs)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{logs} must be a folder to write to: {error}") from error
+    shown = showing(status, watch.states, UP) if status else nullcontext("")
+    with _stop() as stopped, shown as where:
+        if where:
+            typer.echo(f"status: http://{where}/readyz")
+        watch.run(stopped, up)
+    typer.echo("stopped")
+
+
+def _log() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+@contextmanager
+def _stop() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGTERM or Ctrl-C came; for the main thread."""
+    # A plain list: a lock that the main thread holds would lock its own signal handler out.
+    came: list[int] = []
+    names = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(name, lambda number, _: came.append(number)) for name in names]
+    try:
+        yield lambda: bool(came)
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)

@@ -1,0 +1,155 @@
+"""The long-lived worker of a node: takes its tasks one by one, with model and data kept loaded.
+
+Flower's own executor starts a fresh process for each message, which loads torch, the base model
+and the data again (some 20 s a round). A worker asks the SuperNode for tasks itself, as that
+executor does (`--isolation process`), and answers them in its own process. It runs the client app
+of the installed package alone: a bundle is never unpacked, and one whose hash is not on the
+allow-list is refused. What Flower offers for this is not public; all of it is used here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from .app import app
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+"""Between two questions for a task, which go no further than this machine."""
+
+_BACKOFF_S = 2.0  # after a SuperNode that does not answer
+_COMPONENT = "flwr-clientapp"  # whose version the SuperNode compares with its own
+_PROTECTED = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+_REFUSED = 7  # Flower's code for a bundle that is not as it must be
+_COMPLETED, _FAILED = "completed", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a worker gets its tasks.
+
+    Attributes:
+        address: host:port of the SuperNode's runtime API, on loopback.
+        secret: that the SuperNode asks of whoever takes tasks; empty where it asks for none.
+        allowed: SHA-256 of the bundles that may be run, 64 hex digits each.
+    """
+
+    address: str
+    secret: bytes
+    allowed: frozenset[str]
+
+
+def work(desk: Desk, stopped: Callable[[], bool], ready: Path | None = None) -> None:
+    """Take tasks and answer them until `stopped()`; a task that fails is answered, too.
+
+    Args:
+        desk: where the tasks are.
+        stopped: () -> whether to end; asked between tasks.
+        ready: a file that is there while the SuperNode answers this worker.
+    """
+    client = _client(desk, *_secrets(desk))
+    asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    try:
+        while not stopped():
+            try:
+                found = client.AcquireTask(asked)
+            except httpx.HTTPError as error:
+                _show(ready, there=False)
+                logger.warning("the node does not answer: %s", type(error).__name__)
+                time.sleep(_BACKOFF_S)
+                continue
+            _show(ready, there=True)
+            if found.HasField("task") and found.token:
+                _answer(desk, found.token)
+            else:
+                time.sleep(POLL_S)
+    finally:
+        _show(ready, there=False)
+        client.close()
+
+
+def _show(ready: Path | None, *, there: bool) -> None:
+    if ready is None:
+        return
+    ready.touch() if there else ready.unlink(missing_ok=True)
+
+
+def _secrets(desk: Desk) -> Iterator[ProtobufClientInterceptor]:
+    if desk.secret:
+        yield SuperExecAuthHttpInterceptor(master_secret=desk.secret, protected_methods=_PROTECTED)
+
+
+def _client(desk: Desk, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        server_address=desk.address,
+        insecure=True,  # loopback: the SuperNode and its worker are one machine
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name=_COMPONENT), *interceptors],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+
+
+def _answer(desk: Desk, token: str) -> None:
+    """One task from its input to its reply; what goes wrong is logged and the worker lives on."""
+    client = _client(desk, RuntimeTokenHttpInterceptor(token))
+    heartbeat = HeartbeatSender(_beat(client))
+    heartbeat.start()
+    context: Context | None = None
+    outcome, details = _FAILED, "the task's input could not be had"
+    try:
+        message, context, _, bundle = pull_task_input(client)
+        reply, outcome, details = _reply(desk, message, context, bundle)
+        push_message(client, reply, context)
+    except Exception as error:  # the border: the next task must find the worker alive
+        logger.exception("a task could not be answered")
+        outcome, details = _FAILED, f"the worker raised {type(error).__name__}"
+    finally:
+        push_task_output(client, context, outcome, details)
+        if heartbeat.is_running:
+            heartbeat.stop()
+        client.close()
+
+
+def _reply(desk: Desk, message: Message, context: Context, bundle: Fab) -> tuple[Message, str, str]:
+    found = hashlib.sha256(bundle.content).hexdigest()
+    if found not in desk.allowed:
+        logger.error("refused: the bundle %s is not on this node's list", found)
+        reason = f"bundle {found} is not on this node's list"
+        return Message(Error(_REFUSED, reason), reply_to=message), _FAILED, reason
+    return app(message, context), _COMPLETED, ""
+
+
+def _beat(client: RuntimeHttpClient) -> Callable[[], bool]:
+    """Says that the task lives; one that the SuperNode gave up goes on to its end all the same."""
+    asked = SendTaskHeartbeatRequest()
+
+    def beat() -> bool:
+        try:
+            client.SendTaskHeartbeat(asked)
+        except httpx.HTTPError:
+            return False
+        return True
+
+    return beat

@@ -1,0 +1,118 @@
+"""A server as a service: the SuperLink that nodes speak to, and the executor of server apps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+
+from ..core import flower
+from ..core.errors import DataError, RunError
+from ..core.files import write_atomically
+from ..core.fleet import Server
+from ..core.processes import Program
+from .bundle import write_service_bundle
+
+logger = logging.getLogger(__name__)
+
+_REGISTERED = "registered.json"
+_PATIENCE_S = 120.0
+
+
+def programs(server: Server) -> Sequence[Program]:
+    """What runs for a server, in the order in which it starts; its folders are made.
+
+    Raises:
+        DataError: a file that it needs is not there.
+    """
+    for path in (server.tls.ca, server.tls.certificate, server.tls.key):
+        if not Path(path).is_file():
+            raise DataError(f"{path} must be a file of [tls]; there is none. See `perennial init`.")
+    state = Path(server.state)
+    home = state / "flower"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    host, _, port = server.address.rpartition(":")
+    secret = str(flower.secret(state))
+    link = [
+        flower.program("flower-superlink"),
+        *("--host", host.strip("[]"), "--port", port),
+        *("--ssl-ca-certfile", server.tls.ca),
+        *("--ssl-certfile", server.tls.certificate, "--ssl-keyfile", server.tls.key),
+        *("--enable-supernode-auth", "--database", str(state / "link.db")),
+        # Not of the SuperLink's own making: what it starts dies with it, and the run with that.
+        *("--isolation", "process", "--superexec-auth-secret-file", secret),
+        "--disable-runtime-dependency-installation",
+    ]
+    executor = [
+        flower.program("flower-superexec"),
+        *("--runtime-api-address", server.address, "--root-certificates", server.tls.ca),
+        *("--superexec-auth-secret-file", secret),
+    ]
+    environment = flower.environment(home)
+    return (
+        Program("superlink", link, lambda: flower.answers(server.address), home, environment),
+        Program("executor", executor, lambda: True, Path(server.home), environment),
+    )
+
+
+def prepare(server: Server) -> Path:
+    """What `flwr` needs to speak to the server, and the bundle of all its runs; its folder."""
+    state = Path(server.state)
+    connection = {"address": server.address, "root-certificates": server.tls.ca}
+    settings = {"superlink": {"default": "here", "here": connection}}
+    write_atomically(state / "flower" / "config.toml", tomli_w.dumps(settings), 0o600)
+    return write_service_bundle(state / "bundle")
+
+
+def register(server: Server) -> list[str]:
+    """Let in the clients whose public keys lie in `nodes`; names of those that are new.
+
+    Raises:
+        DataError: there is no such folder.
+        RunError: the SuperLink refuses a key.
+    """
+    folder, state = Path(server.nodes), Path(server.state)
+    if not folder.is_dir():
+        raise DataError(f"nodes = {str(folder)!r} must be a folder of public keys, NAME.pub")
+    kept = state / _REGISTERED
+    known: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
+    fresh = []
+    for path in sorted(folder.glob("*.pub")):
+        text = path.read_text(encoding="utf-8").strip()
+        if known.get(path.stem) == text:
+            continue
+        done = flwr(server, "supernode", "register", str(path), "here", "--name", path.stem)
+        # A start that was cut short may have registered it without writing that down.
+        if done.returncode and "already" not in (done.stdout + done.stderr).lower():
+            raise RunError(f"{path} was not let in: {(done.stderr or done.stdout).strip()[-400:]}")
+        fresh.append(path.stem)
+        known[path.stem] = text
+        write_atomically(kept, json.dumps(known, indent=1))
+        logger.info("client %s is let in", path.stem)
+    return fresh
+
+
+def flwr(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `flwr` against the server, as its operator.
+
+    Raises:
+        RunError: it does not end.
+    """
+    environment = flower.environment(Path(server.state) / "flower")
+    try:
+        return subprocess.run(
+            [flower.program("flwr"), *words],
+            env={**environment, "HOME": server.state},
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunError(
+            f"`flwr {words[0]}` must answer within {_PATIENCE_S:g} s; is the server running?"
+        ) from error
