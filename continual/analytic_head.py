@@ -59,7 +59,7 @@ def build(
             before: what is not held any more, and clients that are away, no longer count; `both`,
             a head of `base` and one of `refresh` answer together, for twice the upload.
         blend: weight of the adapter's own head in the answer; `auto` chooses it on the server's
-            validation records, and takes 0 without any.
+            validation records, and takes 0 without any, and for `both`.
         seed: of the random features; public, and the same everywhere. The second half of `both`
             takes the next one.
 
@@ -73,7 +73,8 @@ def build(
         from .analytic_pair import paired
 
         shared: dict[str, Any] = {"form": form, "layers": layers, "width": width}
-        shared |= {"regulariser": regulariser, "blend": blend}
+        # Chosen half by half, the adapter's own head would have a say in both.
+        shared |= {"regulariser": regulariser, "blend": 0.0 if blend == "auto" else blend}
         # Random features of its own for each half: what chance did to one it did not to the other.
         other = (seed + 1) % 2**31
         return paired(

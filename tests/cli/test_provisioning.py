@@ -1,0 +1,85 @@
+"""`perennial init`: files that fit each other, for their owners alone, or none at all."""
+
+import stat
+import tomllib
+
+import pytest
+from cryptography import x509
+
+from perennial.cli.provisioning import make
+from perennial.core import check
+from perennial.core.errors import ConfigError, DataError
+from perennial.core.fleet import read_client, read_server
+from perennial.privacy import keys
+
+OPTIONS = {"clients": 3, "host": "fl.example.org", "port": 0, "days": 90, "loopback": False}
+PLAIN = '[data]\nname = "sample"\n[model]\nname = "tiny"\n'
+
+
+@pytest.fixture(autouse=True)
+def passphrase(monkeypatch):
+    monkeypatch.setenv(keys.PASSPHRASE, "five random words for tests")
+
+
+def names(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_fleet_has_all_its_files_and_secrets_are_their_owners(tmp_path, capsys):
+    home = tmp_path / "fleet"
+    make(home, "", **OPTIONS)
+    server = read_server(home / "server" / "server.toml")
+    assert server.address == "0.0.0.0:9092"
+    assert server.status.startswith("127.0.0.1:")
+    known = x509.load_pem_x509_certificate((home / "server" / "tls" / "server.pem").read_bytes())
+    hosts = known.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "fl.example.org" in hosts.get_values_for_type(x509.DNSName)
+    assert 89 <= (known.not_valid_after_utc - known.not_valid_before_utc).days <= 91
+    for index in range(3):
+        folder = home / f"client-{index + 1:02d}"
+        client = read_client(folder / "client.toml")
+        assert client.server == "fl.example.org:9092"
+        assert (client.index, client.clients) == (index, 0)
+        assert client.node["key-file"] == str(folder / "seal.key")
+        assert client.node["data.train"] == str(folder / "train.csv")
+        for secret in ("node.key", "seal.key"):
+            assert stat.S_IMODE((folder / secret).stat().st_mode) == 0o600
+    assert names(home / "server" / "nodes") == [f"client-{i:02d}.pub" for i in (1, 2, 3)]
+    assert "passphrase" not in names(home / "keyholder")  # it is in somebody's head
+    assert not (home / "server" / "tls" / "keyholder.key").exists()
+    config = check.read((home / "update.toml").read_text())
+    assert config.shards.num_clients == 3
+    assert config.shards.split == "local"
+    assert config.keyholder.options["address"] == "fl.example.org:9095"
+    said = capsys.readouterr().out
+    assert f"perennial server {home}/server/server.toml" in said
+    assert f"perennial client {home}/client-02/client.toml" in said
+
+
+def test_without_encrypted_sums_there_is_no_key_holder(tmp_path):
+    make(tmp_path / "fleet", PLAIN, **{**OPTIONS, "loopback": True})
+    assert not (tmp_path / "fleet" / "keyholder").exists()
+    client = tomllib.loads((tmp_path / "fleet" / "client-01" / "client.toml").read_text())
+    assert client["node"] == {}
+    assert client["clients"] == 3
+    assert client["server"].startswith("127.0.0.1:")
+
+
+def test_keys_of_two_clients_differ(tmp_path):
+    make(tmp_path / "fleet", PLAIN, **OPTIONS)
+    one, two = ((tmp_path / "fleet" / f"client-{i:02d}" / "node.key").read_bytes() for i in (1, 2))
+    assert one != two
+
+
+def test_what_cannot_be_made_leaves_nothing(tmp_path):
+    home = tmp_path / "fleet"
+    with pytest.raises(ConfigError, match=r"model\.name"):
+        make(home, PLAIN.replace("tiny", "none"), **OPTIONS)
+    with pytest.raises(ConfigError):  # a weight must be given where weights are sealed
+        make(home, PLAIN + '[secure_sum]\nname = "bfv"\nclip = 1.0\n', **OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+    home.mkdir()
+    (home / "mine.txt").write_text("x")
+    with pytest.raises(DataError, match="must be new or empty"):
+        make(home, PLAIN, **OPTIONS)
+    assert names(home) == ["mine.txt"]
