@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +17,10 @@ from ..core.errors import DataError
 from ..core.fleet import read_client, read_server
 from ..core.processes import UP, Program, Watch
 from ..core.status import showing
+from ..server.tally import Tally
+
+if TYPE_CHECKING:
+    from .metrics import Source
 
 
 def serve(file: Path) -> None:
@@ -34,7 +39,10 @@ def serve(file: Path) -> None:
         new = service.register(server)
         typer.echo(f"server up at {server.address}; {len(new)} clients newly let in")
 
-    _watched(parts, Path(server.state) / "logs", server.status, up)
+    from .metrics import runs
+
+    source = runs(Tally(service.runs_of(server)))
+    _watched(parts, Path(server.state) / "logs", server.status, up, source)
 
 
 def attend(file: Path) -> None:
@@ -44,6 +52,7 @@ def attend(file: Path) -> None:
         PerennialError: its file has faults, or it does not come up.
     """
     from ..client import service
+    from .metrics import work as figures
 
     client = read_client(file)
     parts = service.programs(client, own_bundle())
@@ -52,6 +61,7 @@ def attend(file: Path) -> None:
         Path(client.state) / "logs",
         client.status,
         lambda: typer.echo(f"client up; its server is {client.server}"),
+        figures(service.work_of(client)),
     )
 
 
@@ -61,7 +71,8 @@ def work(address: str, secret: Path, ready: Path, allowed: Sequence[str]) -> Non
 
     _log()
     with _stop() as stopped:
-        work(Desk(address, secret.read_bytes(), frozenset(allowed)), stopped, ready)
+        desk = Desk(address, secret.read_bytes(), frozenset(allowed))
+        work(desk, stopped, ready, ready.with_suffix(".json"))
 
 
 def own_bundle() -> str:
@@ -73,14 +84,23 @@ def own_bundle() -> str:
         return hashlib.sha256(packed(write_service_bundle(Path(folder) / "app"))).hexdigest()
 
 
-def _watched(parts: Sequence[Program], logs: Path, status: str, up: Callable[[], None]) -> None:
+def _watched(
+    parts: Sequence[Program], logs: Path, status: str, up: Callable[[], None], source: Source
+) -> None:
+    from .metrics import parts as of_parts
+    from .metrics import text_of
+
     _log()
     watch = Watch(parts, logs)
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{logs} must be a folder to write to: {error}") from error
-    shown = showing(status, watch.states, UP) if status else nullcontext("")
+
+    def shown_to() -> bytes:
+        return text_of(of_parts(watch), source)
+
+    shown = showing(status, watch.states, UP, shown_to) if status else nullcontext("")
     with _stop() as stopped, shown as where:
         if where:
             typer.echo(f"status: http://{where}/readyz")

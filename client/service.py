@@ -58,6 +58,11 @@ def programs(client: Client, bundle: str) -> Sequence[Program]:
     )
 
 
+def work_of(client: Client) -> Path:
+    """The file in which the worker says what it did."""
+    return Path(client.state) / "worker.json"
+
+
 def _told(client: Client) -> str:
     """The node's config in Flower's own words."""
     own: Mapping[str, str | int | float] = {

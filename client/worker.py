@@ -10,13 +10,15 @@ allow-list is refused. What Flower offers for this is not public; all of it is u
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import torch
 from flwr.app import Context, Error, Message
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
@@ -32,7 +34,9 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from ..core.files import write_atomically
 from .app import app
+from .site import loads
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +65,47 @@ class Desk:
     allowed: frozenset[str]
 
 
-def work(desk: Desk, stopped: Callable[[], bool], ready: Path | None = None) -> None:
+@dataclass(slots=True)
+class Done:
+    """What a worker did so far, for those who watch it.
+
+    Attributes:
+        path: of the file that says so; None for none.
+        tasks: kind of message -> outcome -> how many.
+        seconds: kind of message -> together.
+    """
+
+    path: Path | None = None
+    tasks: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, kind: str, outcome: str, seconds: float) -> None:
+        """One more task; the file is written anew."""
+        counts = self.tasks.setdefault(kind, {})
+        counts[outcome] = counts.get(outcome, 0) + 1
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+        if self.path is None:
+            return
+        told = {"tasks": self.tasks, "seconds": self.seconds, "loads": loads()}
+        told["gpu_bytes"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        try:
+            write_atomically(self.path, json.dumps(told))
+        except OSError as error:  # no reason to stop working
+            logger.warning("%s cannot be written: %s", self.path, error)
+
+
+def work(
+    desk: Desk, stopped: Callable[[], bool], ready: Path | None = None, done: Path | None = None
+) -> None:
     """Take tasks and answer them until `stopped()`; a task that fails is answered, too.
 
     Args:
         desk: where the tasks are.
         stopped: () -> whether to end; asked between tasks.
         ready: a file that is there while the SuperNode answers this worker.
+        done: a file that says what this worker did.
     """
+    count = Done(done)
     client = _client(desk, *_secrets(desk))
     asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
     try:
@@ -82,7 +119,9 @@ def work(desk: Desk, stopped: Callable[[], bool], ready: Path | None = None) -> 
                 continue
             _show(ready, there=True)
             if found.HasField("task") and found.token:
-                _answer(desk, found.token)
+                started = time.monotonic()
+                kind, outcome = _answer(desk, found.token)
+                count.add(kind, outcome, time.monotonic() - started)
             else:
                 time.sleep(POLL_S)
     finally:
@@ -111,8 +150,12 @@ def _client(desk: Desk, *interceptors: ProtobufClientInterceptor) -> RuntimeHttp
     )
 
 
-def _answer(desk: Desk, token: str) -> None:
-    """One task from its input to its reply; what goes wrong is logged and the worker lives on."""
+def _answer(desk: Desk, token: str) -> tuple[str, str]:
+    """One task from its input to its reply: its kind, and how it ended.
+
+    What goes wrong is logged, and the worker lives on.
+    """
+    kind = "unknown"
     client = _client(desk, RuntimeTokenHttpInterceptor(token))
     heartbeat = HeartbeatSender(_beat(client))
     heartbeat.start()
@@ -120,6 +163,7 @@ def _answer(desk: Desk, token: str) -> None:
     outcome, details = _FAILED, "the task's input could not be had"
     try:
         message, context, _, bundle = pull_task_input(client)
+        kind = message.metadata.message_type
         reply, outcome, details = _reply(desk, message, context, bundle)
         push_message(client, reply, context)
     except Exception as error:  # the border: the next task must find the worker alive
@@ -130,6 +174,7 @@ def _answer(desk: Desk, token: str) -> None:
         if heartbeat.is_running:
             heartbeat.stop()
         client.close()
+    return kind, outcome
 
 
 def _reply(desk: Desk, message: Message, context: Context, bundle: Fab) -> tuple[Message, str, str]:
@@ -138,7 +183,8 @@ def _reply(desk: Desk, message: Message, context: Context, bundle: Fab) -> tuple
         logger.error("refused: the bundle %s is not on this node's list", found)
         reason = f"bundle {found} is not on this node's list"
         return Message(Error(_REFUSED, reason), reply_to=message), _FAILED, reason
-    return app(message, context), _COMPLETED, ""
+    reply = app(message, context)
+    return reply, _FAILED if reply.has_error() else _COMPLETED, ""
 
 
 def _beat(client: RuntimeHttpClient) -> Callable[[], bool]:

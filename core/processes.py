@@ -111,6 +111,11 @@ class Watch:
         """Program -> `starting`, `up` or `down`."""
         return {life.program.name: life.state for life in self._lives}
 
+    def processes(self) -> dict[str, int]:
+        """Program -> its process, of those that run."""
+        alive = ((life.program.name, life.process) for life in self._lives)
+        return {name: process.pid for name, process in alive if process is not None}
+
     def starts(self) -> dict[str, int]:
         """Program -> how often it was started."""
         return dict(self._started)

@@ -1,4 +1,4 @@
-"""Health and readiness of a service over HTTP: `/healthz` and `/readyz`, for probes and people."""
+"""Health, readiness and figures of a service over HTTP, for probes, monitors and people."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ _PATIENCE_S = 5.0  # with a caller that sends its question letter by letter
 
 
 @contextmanager
-def showing(address: str, states: Callable[[], Mapping[str, str]], up: str) -> Iterator[str]:
+def showing(
+    address: str,
+    states: Callable[[], Mapping[str, str]],
+    up: str,
+    metrics: Callable[[], bytes] = bytes,
+) -> Iterator[str]:
     """Answer at `address` while open; gives the address in use, whose port the system may choose.
 
     `/healthz` answers 200 while the process lives; `/readyz` 200 when all states are `up`, else
-    503, with the states as JSON either way.
+    503, with the states as JSON either way; `/metrics` what `metrics` gives.
 
     Args:
         address: host:port; port 0 for a free one.
         states: part -> its state.
         up: the state of a part that serves.
+        metrics: () -> figures in Prometheus's text format; asked by one caller at a time.
 
     Raises:
         RunError: the address cannot be had.
     """
     host, _, port = address.rpartition(":")
+    one = threading.Lock()
 
     class Answer(BaseHTTPRequestHandler):
         timeout = _PATIENCE_S
@@ -41,13 +48,19 @@ def showing(address: str, states: Callable[[], Mapping[str, str]], up: str) -> I
                 self._say(200, {"status": "alive"})
             elif self.path == "/readyz":
                 self._say(200 if ready else 503, {"ready": ready, "parts": found})
+            elif self.path == "/metrics":
+                with one:
+                    text = metrics()
+                self._send(200, text, "text/plain; version=0.0.4; charset=utf-8")
             else:
-                self._say(404, {"error": "ask for /healthz or /readyz"})
+                self._say(404, {"error": "ask for /healthz, /readyz or /metrics"})
 
         def _say(self, code: int, body: Mapping[str, Any]) -> None:
-            text = json.dumps(body).encode() + b"\n"
+            self._send(code, json.dumps(body).encode() + b"\n", "application/json")
+
+        def _send(self, code: int, text: bytes, kind: str) -> None:
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

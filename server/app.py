@@ -17,6 +17,7 @@ from ..core.errors import PerennialError, RunError
 from ..core.parts import Reply
 from ..core.values import Vector
 from .link import Link, Question
+from .tally import announce
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     from .run import run
 
     folder = _folder(text, str(context.run_config.get(wire.FOLDER_KEY, "")))
+    announce(folder)
     keyholder = json.loads(str(context.run_config.get(wire.KEYHOLDER_KEY, "")) or "{}")
     try:
         run(link(grid), text, folder, keyholder)

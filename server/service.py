@@ -16,6 +16,7 @@ from ..core.files import write_atomically
 from ..core.fleet import Server
 from ..core.processes import Program
 from .bundle import write_service_bundle
+from .tally import RUNS
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,19 @@ def programs(server: Server) -> Sequence[Program]:
     environment = flower.environment(home)
     return (
         Program("superlink", link, lambda: flower.answers(server.address), home, environment),
-        Program("executor", executor, lambda: True, Path(server.home), environment),
+        Program(
+            "executor",
+            executor,
+            lambda: True,
+            Path(server.home),
+            {**environment, RUNS: str(runs_of(server))},
+        ),
     )
+
+
+def runs_of(server: Server) -> Path:
+    """The file in which the folders of the server's runs stand."""
+    return Path(server.state) / "runs.jsonl"
 
 
 def prepare(server: Server) -> Path:

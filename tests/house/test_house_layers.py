@@ -38,6 +38,7 @@ DOORS = {
     "torch": ("models/", "client/", "privacy/", "continual/", "export/"),
     "rich": ("cli/",),
     "typer": ("cli/",),
+    "prometheus_client": ("cli/metrics.py",),
     "tensorboard": ("server/tensorboard.py",),
     "pyarrow": ("data/parquet.py",),
     "datasets": ("data/hub.py",),

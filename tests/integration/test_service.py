@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from running import COMMAND, changed
 
 from perennial.core.fleet import read_client, read_server
@@ -96,6 +97,10 @@ class Fleet:
         except OSError:
             return False
 
+    def metrics(self, status):
+        with urllib.request.urlopen(f"http://{status}/metrics", timeout=5) as answer:
+            return parsed(answer.read())
+
     def wait(self, until, what, seconds=180):
         end = time.monotonic() + seconds
         while not until():
@@ -134,6 +139,14 @@ def fleet(tmp_path):
     made.stop()
 
 
+def parsed(text):
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
 def processes_of(folder):
     """Command lines, by process, that name the folder."""
     found = {}
@@ -169,8 +182,17 @@ def test_two_domains_over_a_fleet_end_with_the_bits_of_a_simulation(fleet, tmp_p
     assert found.card["adapter_hash"] == same.card["adapter_hash"]
     assert found.card["accuracy"] == same.card["accuracy"]
 
-    for folder in fleet.clients:  # one worker each, which loaded its model once a run's config
+    told = fleet.metrics(fleet.server.status)
+    assert told["perennial_rounds_total",] == 6.0
+    assert told["perennial_replies_total",] == 18.0
+    assert told["perennial_run_finished",] == 1.0
+    assert told["perennial_up", "superlink"] == told["perennial_up", "executor"] == 1.0
+    for folder in fleet.clients:
         assert fleet.log(folder.name, "state", "logs", "worker.log").count("Traceback") == 0
+        told = fleet.metrics(read_client(folder / "client.toml").status)
+        assert told["perennial_tasks_total", "completed", "train"] == 6.0
+        assert told["perennial_loads_total",] == 2.0  # once for each update's config
+        assert told["perennial_starts_total", "worker"] == 1.0
     codes = fleet.stop()
     assert set(codes.values()) == {0}, codes
     assert processes_of(fleet.home) == {}
