@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check wheel clean help
+.PHONY: demo deploy-demo test test-all check wheel clean help
 
 help:
 	@echo "make demo    six domains on this machine, learnt naively and with a memory, side by side"
+	@echo "make deploy-demo   server, key holder and clients as services on this machine; two updates"
 	@echo "make test    unit and integration tests"
 	@echo "make check   style, types, layers, and the built wheel in a clean environment"
 
@@ -23,6 +24,13 @@ demo: $(READY)
 	$(BIN)/perennial simulate examples/demo.toml
 	$(BIN)/perennial compare demo-naive demo --page runs/compare.html
 	@echo "both runs in one plot: runs/compare.html"
+
+deploy-demo: $(READY)
+	rm -rf runs/fleet
+	$(BIN)/perennial init runs/fleet --loopback --clients 3 --config examples/deploy.toml
+	$(BIN)/perennial up runs/fleet --updates 2
+	$(BIN)/perennial releases list --home runs/fleet/server/service
+	$(BIN)/perennial releases verify --home runs/fleet/server/service
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 -m "not integration and not slow and not gpu"

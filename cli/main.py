@@ -11,6 +11,7 @@ import typer
 from ..core.errors import PerennialError
 from .commands_keys import keys
 from .commands_releases import releases
+from .commands_services import services
 from .configs import File, Settings, settled, text_of
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
+app.add_typer(services)
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="releases")
 
@@ -250,71 +252,3 @@ def bundle(
 
     path = write_bundle(folder, settled(file, settings))
     typer.echo(f"wrote {path}; run it with: flwr run {path}")
-
-
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR")],
-    config: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads this form at run time
-        typer.Option(help="The config to begin with; the embedded sample without.", metavar="FILE"),
-    ] = None,
-    clients: Annotated[int, typer.Option(min=1, max=9999, help="How many clients.")] = 3,
-    host: Annotated[str, typer.Option(help="By which clients reach the server.")] = "localhost",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the server.")] = 0,
-    days: Annotated[int, typer.Option(min=1, help="For which certificates hold.")] = 365,
-    loopback: Annotated[
-        bool, typer.Option("--loopback", help="All on this machine, to try it.")
-    ] = False,
-) -> None:
-    """Make keys, certificates and configs of a server, its clients and a key holder."""
-    from .provisioning import make
-
-    text = "" if config is None else text_of(config, None)
-    make(folder, text, clients=clients, host=host, port=port, days=days, loopback=loopback)
-
-
-@app.command()
-def server(
-    file: Annotated[Path, typer.Argument(help="The server's own config.", metavar="FILE")],
-) -> None:
-    """Run the server that clients connect to, until stopped."""
-    from .service import serve
-
-    serve(file)
-
-
-@app.command()
-def client(
-    file: Annotated[Path, typer.Argument(help="The client's own config.", metavar="FILE")],
-) -> None:
-    """Run a client beside its data, until stopped."""
-    from .service import attend
-
-    attend(file)
-
-
-@app.command(hidden=True)
-def worker(
-    address: Annotated[str, typer.Option(help="Where the node has its tasks.")],
-    secret: Annotated[Path, typer.Option(help="File of what the node asks of its worker.")],
-    ready: Annotated[Path, typer.Option(help="A file that is there while the node answers.")],
-    allow: Annotated[list[str], typer.Option(help="SHA-256 of a bundle that may be run.")],
-) -> None:
-    """Take a node's tasks, one by one, with model and data kept loaded."""
-    from .service import work
-
-    work(address, secret, ready, allow)
-
-
-@app.command()
-def keyholder(
-    file: Annotated[Path, typer.Argument(help="The key holder's own config.", metavar="FILE")],
-    with_parent: Annotated[
-        bool, typer.Option("--with-parent", help="Stop too when standard input ends.")
-    ] = False,
-) -> None:
-    """Hold the secret key and open sums, apart from server and clients, until stopped."""
-    from .keyholder import hold
-
-    hold(file, with_parent=with_parent)

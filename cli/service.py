@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from ..core.fleet import read_client, read_server
 from ..core.processes import UP, Program, Watch
 from ..core.status import showing
 from ..server.tally import Tally
+from .stopping import stopping
 
 if TYPE_CHECKING:
     from .metrics import Source
@@ -70,7 +70,7 @@ def work(address: str, secret: Path, ready: Path, allowed: Sequence[str]) -> Non
     from ..client.worker import Desk, work
 
     _log()
-    with _stop() as stopped:
+    with stopping() as stopped:
         desk = Desk(address, secret.read_bytes(), frozenset(allowed))
         work(desk, stopped, ready, ready.with_suffix(".json"))
 
@@ -101,7 +101,7 @@ def _watched(
         return text_of(of_parts(watch), source)
 
     shown = showing(status, watch.states, UP, shown_to) if status else nullcontext("")
-    with _stop() as stopped, shown as where:
+    with stopping() as stopped, shown as where:
         if where:
             typer.echo(f"status: http://{where}/readyz")
         watch.run(stopped, up)
@@ -112,17 +112,3 @@ def _log() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-
-
-@contextmanager
-def _stop() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGTERM or Ctrl-C came; for the main thread."""
-    # A plain list: a lock that the main thread holds would lock its own signal handler out.
-    came: list[int] = []
-    names = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(name, lambda number, _: came.append(number)) for name in names]
-    try:
-        yield lambda: bool(came)
-    finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
