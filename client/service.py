@@ -10,6 +10,7 @@ from pathlib import Path
 from ..core import flower
 from ..core.errors import DataError
 from ..core.fleet import Client
+from ..core.plugins import ALLOWED
 from ..core.processes import Program
 
 
@@ -53,7 +54,7 @@ def programs(client: Client, bundle: str) -> Sequence[Program]:
             worker,
             ready.exists,
             Path(client.home),
-            {**environment, "OMP_NUM_THREADS": "1"},
+            {**environment, "OMP_NUM_THREADS": "1", ALLOWED: ",".join(client.plugins)},
         ),
     )
 

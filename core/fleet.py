@@ -66,6 +66,8 @@ class Client(Table):
         index: place among the clients, from 0, where records are dealt.
         clients: how many there are where records are dealt; 0 where each has its own.
         bundles: SHA-256 of further bundles that may be run; that of this package always may.
+        plugins: modules from outside that a config may name; a server's config could otherwise
+            have any module of this machine imported.
         node: what this node's operator says: `data.train` and the like, `key-file`,
             `identities`, `max-epsilon`, `max-delta`.
         tls: the authority that signed the server's certificate.
@@ -79,6 +81,7 @@ class Client(Table):
     index: Annotated[int, Field(ge=0)] = 0
     clients: Annotated[int, Field(ge=0)] = 0
     bundles: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
     node: Mapping[str, str | float | int] = {}
     tls: ClientTls
     home: str = ""
@@ -120,6 +123,9 @@ def _faults(client: Client) -> Iterator[Fault]:
     for value in client.bundles:
         if not _HASH.fullmatch(value):
             yield Fault("bundles", f"must be SHA-256, 64 hex digits each; got {value!r}")
+    for name in client.plugins:
+        if "," in name or not all(part.isidentifier() for part in name.split(".")):
+            yield Fault("plugins", f"must be names of modules; got {name!r}")
     for name in client.node:
         if name in _OWN:
             yield Fault(f"node.{name}", "is not for a file to say", "write index and clients")
@@ -145,8 +151,8 @@ def _read(path: Path, kind: type[_File]) -> _File:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError([Fault("", f"the file is not valid TOML: {error}")]) from error
     try:
-        if isinstance(tree.get("bundles"), list):
-            tree["bundles"] = tuple(tree["bundles"])
+        # TOML has arrays where the tables have tuples.
+        tree |= {name: tuple(value) for name, value in tree.items() if isinstance(value, list)}
         return kind.model_validate({**tree, "home": "."})
     except ValidationError as error:
         raise ConfigError([_fault(detail) for detail in error.errors()]) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import groupby
@@ -20,6 +21,11 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from .config import suggest, wording
 from .errors import ConfigError, Fault
+
+ALLOWED = "PERENNIAL_PLUGINS"
+"""Environment variable: the modules from outside, comma between, that this process may load. Where
+it is not set, all: the config is the user's own. A client's worker, whose config is the server's,
+has it set."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -86,6 +92,9 @@ def find(kind: str, name: str, part: Any, place: str = "") -> Callable[..., Any]
     known = names(kind, part)
     if name not in names(kind) and not _is_dotted(name):
         raise ConfigError([Fault(where, f"no {kind} plug-in {name!r}", suggest(name, known))])
+    if "." in name and not _is_allowed(name):
+        remedy = "whoever runs this client may add it to `plugins` in its file"
+        raise ConfigError([Fault(where, f"{name!r} is not on this machine's list", remedy)])
     package = __package__.rpartition(".")[0]
     path = name if "." in name else f"{package}.{kind}.{name}"
     try:
@@ -106,6 +115,11 @@ def find(kind: str, name: str, part: Any, place: str = "") -> Callable[..., Any]
 
 def _is_dotted(name: str) -> bool:
     return "." in name and all(part.isidentifier() for part in name.split("."))
+
+
+def _is_allowed(name: str) -> bool:
+    listed = os.environ.get(ALLOWED)
+    return listed is None or name in listed.split(",")
 
 
 def _checked(build: Callable[..., Any], options: Mapping[str, Any], place: str) -> dict[str, Any]:

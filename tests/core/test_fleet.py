@@ -55,6 +55,7 @@ def test_paths_are_relative_to_the_file(tmp_path):
         (CLIENT.replace("index = 2", "index = 3"), r"\[index\] must be below clients = 3"),
         (CLIENT + "partition-id = 1\n", r"\[node.partition-id\].*write index and clients"),
         ('bundles = ["ab"]\n' + CLIENT, r"\[bundles\] must be SHA-256"),
+        ('plugins = ["a b"]\n' + CLIENT, r"\[plugins\] must be names of modules"),
         ("index = -1\n" + CLIENT.replace("index = 2", ""), r"\[index\]"),
         ("=", "not valid TOML"),
     ],

@@ -166,3 +166,21 @@ def test_a_plugin_from_outside_that_cannot_be_loaded_is_a_fault(outside, tmp_pat
     found = faults(lambda: plugins.load("strategies", name, {}, Strategy, "strategy"))
     assert "cannot be loaded: " in found["strategy.name"]
     assert "installed or on PYTHONPATH" in found["strategy.name"]
+
+
+def test_a_process_may_be_told_which_modules_from_outside_it_may_import(tmp_path, monkeypatch):
+    mark = tmp_path / "imported"
+    (tmp_path / "sly_rule.py").write_text(f"open({str(mark)!r}, 'w').close()\n{OUTSIDE}")
+    (tmp_path / "sly").mkdir()
+    (tmp_path / "sly" / "__init__.py").write_text("")
+    (tmp_path / "sly" / "rule.py").write_text((tmp_path / "sly_rule.py").read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    for listed in ("", "sly", "other.rule"):
+        monkeypatch.setenv(plugins.ALLOWED, listed)
+        with pytest.raises(ConfigError, match="not on this machine's list"):
+            plugins.load("strategies", "sly.rule", {"need": 1}, Strategy)
+        assert not mark.exists()  # not even looked at
+    assert plugins.load("strategies", "fedavg", {}, Strategy)
+    monkeypatch.setenv(plugins.ALLOWED, "other.rule,sly.rule")
+    assert plugins.load("strategies", "sly.rule", {"need": 1}, Strategy)
+    assert mark.exists()
