@@ -22,6 +22,7 @@ _POLL_S = 2.0
 _PATIENCE_S = 300.0  # with a server that does not answer
 _OVER = "finished"
 _WELL = "finished:completed"
+_UNKNOWN = "finished:unknown"  # of a run that the SuperLink's database has not, or not any more
 
 
 def run_on(server: Server, text: str, folder: Path) -> None:
@@ -81,7 +82,7 @@ def _patiently(server: Server, run_id: str) -> str:
 def _status(server: Server, run_id: str) -> str:
     told = _json(server, "list", "here", "--run-id", run_id)
     runs = told.get("runs") or [{}]
-    return str(runs[0].get("status", "unknown"))
+    return str(runs[0].get("status", _UNKNOWN))
 
 
 def _json(server: Server, *words: str) -> dict[str, Any]:
@@ -90,6 +91,8 @@ def _json(server: Server, *words: str) -> dict[str, Any]:
         told = json.loads(done.stdout)
     except ValueError:
         told = {}
+    if isinstance(told, dict) and "run id not found" in str(told).lower():
+        return {}
     if done.returncode or not isinstance(told, dict) or not told.get("success"):
         why = (done.stderr or done.stdout).strip()[-400:] or f"code {done.returncode}"
         raise RunError(

@@ -85,9 +85,10 @@ def update(
         if not plan.new:
             return _tell(_summary(plan, _NOTHING, "every domain of the data is learnt"), as_json)
         found = updates.earlier(home, plan.asked)
-        if found is not None and found.state == updates.REFUSED and not again:
-            why = f"gated out before in {found.folder}; --again tries once more"
-            return _tell(_summary(plan, updates.REFUSED, why, found), as_json)
+        if found is not None and found.state != updates.RUNNING and not again:
+            was = "gated out" if found.state == updates.REFUSED else "released and taken back"
+            why = f"{was} before in {found.folder}; --again tries once more"
+            return _tell(_summary(plan, found.state, why, found), as_json)
         if dry_run:
             return _tell(_summary(plan, "planned", _words(plan), found), as_json)
         if found is None or found.state != updates.RUNNING:

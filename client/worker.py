@@ -170,7 +170,10 @@ def _answer(desk: Desk, token: str) -> tuple[str, str]:
         logger.exception("a task could not be answered")
         outcome, details = _FAILED, f"the worker raised {type(error).__name__}"
     finally:
-        push_task_output(client, context, outcome, details)
+        try:
+            push_task_output(client, context, outcome, details)
+        except Exception:  # the same border
+            logger.exception("the end of a task could not be told")
         if heartbeat.is_running:
             heartbeat.stop()
         client.close()

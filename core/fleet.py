@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -10,14 +11,15 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from .config import Table, wording
+from .config import Table, suggest, wording
 from .errors import ConfigError, DataError, Fault
 
 Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$")]
 NodeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$")]
 
 _HASH = re.compile(r"[0-9a-f]{64}")
-_OWN = ("partition-id", "num-partitions", "virtual-time")
+_LIMITS = ("max-epsilon", "max-delta")
+_KNOWN = ("key-file", "identities", *_LIMITS)
 
 
 class ServerTls(Table):
@@ -120,15 +122,20 @@ def read_client(path: Path) -> Client:
 
 
 def _faults(client: Client) -> Iterator[Fault]:
-    for value in client.bundles:
-        if not _HASH.fullmatch(value):
-            yield Fault("bundles", f"must be SHA-256, 64 hex digits each; got {value!r}")
+    for digest in client.bundles:
+        if not _HASH.fullmatch(digest):
+            yield Fault("bundles", f"must be SHA-256, 64 hex digits each; got {digest!r}")
     for name in client.plugins:
         if "," in name or not all(part.isidentifier() for part in name.split(".")):
             yield Fault("plugins", f"must be names of modules; got {name!r}")
-    for name in client.node:
-        if name in _OWN:
-            yield Fault(f"node.{name}", "is not for a file to say", "write index and clients")
+    for name, value in client.node.items():
+        # A limit that is written wrong would be no limit.
+        if name not in _KNOWN and not name.startswith("data."):
+            yield Fault(f"node.{name}", "unknown key", suggest(name, (*_KNOWN, "data.train")))
+        elif name in _LIMITS and not (isinstance(value, int | float) and 0.0 < value < math.inf):
+            yield Fault(f"node.{name}", f"must be a number above 0; got {value!r}")
+        elif isinstance(value, str) and not (value.isprintable() and '"' not in value):
+            yield Fault(f"node.{name}", f"must be without quotes and line ends; got {value!r}")
     if client.clients and client.index >= client.clients:
         yield Fault("index", f"must be below clients = {client.clients}; got {client.index}")
 

@@ -65,6 +65,12 @@ def answers(address: str) -> bool:
         return False
 
 
+def dial(address: str) -> str:
+    """Where this machine itself reaches a service that listens at `address`."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]", "") else address
+
+
 def free_port() -> int:
     """A port of loopback that nobody uses now."""
     with socket.create_server(("127.0.0.1", 0)) as found:

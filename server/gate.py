@@ -47,7 +47,8 @@ def gate(
         limits: `[update]` of the config.
     """
     found, old = accuracy(report), accuracy(before) if before else {}
-    checks = [Check("finished", _end(report), _whole(report))]
+    lost = _given_up(report, len(learnt(before)) if before else 0)
+    checks = [Check("finished", _end(report, lost), bool(report["finished"]) and not lost)]
     checks += [_kept(name, old[name], found.get(name), limits.max_loss) for name in old]
     for name in learnt(report):
         if name not in old:
@@ -71,21 +72,16 @@ def learnt(report: Mapping[str, Any]) -> list[str]:
     return [str(domain["name"]) for domain in report["domains"] if domain["finished"]]
 
 
-def _whole(report: Mapping[str, Any]) -> bool:
-    return bool(report["finished"]) and not _given_up(report)
-
-
-def _end(report: Mapping[str, Any]) -> str:
+def _end(report: Mapping[str, Any], lost: int) -> str:
     if not report["finished"]:
         return "the run has not ended"
-    lost = _given_up(report)
     return f"{lost} rounds were given up; none may be" if lost else "all rounds were had"
 
 
-def _given_up(report: Mapping[str, Any]) -> int:
-    last = len(report["domains"]) - 1
+def _given_up(report: Mapping[str, Any], first: int) -> int:
+    """Rounds that were given up in domain `first` and later ones."""
     return sum(
-        failure["domain"] == last and str(failure["reason"]).startswith("given up")
+        failure["domain"] >= first and str(failure["reason"]).startswith("given up")
         for failure in report["failed_attempts"]
     )
 

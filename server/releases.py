@@ -81,7 +81,13 @@ class Release:
         return f"{self.number:04d}"
 
 
-def cut(home: Path, files: Mapping[str, Path], card: Mapping[str, Any], signer: Signer) -> Release:
+def cut(
+    home: Path,
+    files: Mapping[str, Path],
+    card: Mapping[str, Any],
+    signer: Signer,
+    parent: int | None = None,
+) -> Release:
     """A new release of copies of `files`; it is whole or not there, and not in service yet.
 
     Args:
@@ -89,6 +95,7 @@ def cut(home: Path, files: Mapping[str, Path], card: Mapping[str, Any], signer: 
         files: what stands in it -> where it is now; no path may leave the folder.
         card: what is said of it; number, parent, time and hashes are added here.
         signer: signs the card.
+        parent: number of the release it was made from; None for none.
 
     Raises:
         DataError: a file is missing, or its name leaves the folder; nothing is left behind.
@@ -99,7 +106,7 @@ def cut(home: Path, files: Mapping[str, Path], card: Mapping[str, Any], signer: 
     with _locked(releases):
         for left in releases.glob(".new-*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        parent = in_service(home)
+        origin = None if parent is None else read(home, parent)
         number = max((r.number for r in all_of(home)), default=0) + 1
         if number > _MOST:
             raise DataError(f"{releases} holds {_MOST} releases; begin a new home")
@@ -112,14 +119,14 @@ def cut(home: Path, files: Mapping[str, Path], card: Mapping[str, Any], signer: 
                 "schema": _SCHEMA,
                 "number": number,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "parent": parent and {"number": parent.number, "digest": parent.digest},
+                "parent": origin and {"number": origin.number, "digest": origin.digest},
                 "files": hashes,
             }
             text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
             write_atomically(fresh / CARD, text)
             mark = {"signer": signer.public, "signature": signer.sign(text)}
             write_atomically(fresh / SIGNATURE, json.dumps(mark) + "\n")
-            _sync(fresh)
+            sync(fresh)
             os.rename(fresh, releases / f"{number:04d}")
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -222,9 +229,11 @@ def history(home: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         try:
-            found.append(json.loads(line))
+            change = json.loads(line)
         except ValueError:
             continue  # cut off by a power cut: the pointer itself is what counts
+        if isinstance(change, dict) and isinstance(change.get("to"), int):
+            found.append(change)
     return found
 
 
@@ -307,7 +316,7 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Have all files below `folder` on the disk, and their names."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
@@ -329,8 +338,9 @@ def _point(home: Path, number: int) -> None:
 def _note(home: Path, before: int | None, after: int, why: str) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = json.dumps({"time": stamp, "from": before, "to": after, "why": why})
-    with (home / FOLDER / _HISTORY).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with (home / FOLDER / _HISTORY).open("a+b") as file:
+        torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -339,6 +349,8 @@ def _before(home: Path, number: int) -> int | None:
     """What was in service before `number` came there for good: rollbacks do not count as coming."""
     stack = list[int]()
     for change in history(home):
+        if isinstance(change.get("from"), int) and change["from"] not in stack:
+            stack.append(change["from"])  # its own line was lost
         if change["to"] in stack:
             del stack[stack.index(change["to"]) + 1 :]
         else:

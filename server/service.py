@@ -50,12 +50,23 @@ def programs(server: Server) -> Sequence[Program]:
     ]
     executor = [
         flower.program("flower-superexec"),
-        *("--runtime-api-address", server.address, "--root-certificates", server.tls.ca),
+        *(
+            "--runtime-api-address",
+            flower.dial(server.address),
+            "--root-certificates",
+            server.tls.ca,
+        ),
         *("--superexec-auth-secret-file", secret),
     ]
     environment = flower.environment(home)
     return (
-        Program("superlink", link, lambda: flower.answers(server.address), home, environment),
+        Program(
+            "superlink",
+            link,
+            lambda: flower.answers(flower.dial(server.address)),
+            home,
+            environment,
+        ),
         Program(
             "executor",
             executor,
@@ -74,7 +85,7 @@ def runs_of(server: Server) -> Path:
 def prepare(server: Server) -> Path:
     """What `flwr` needs to speak to the server, and the bundle of all its runs; its folder."""
     state = Path(server.state)
-    connection = {"address": server.address, "root-certificates": server.tls.ca}
+    connection = {"address": flower.dial(server.address), "root-certificates": server.tls.ca}
     settings = {"superlink": {"default": "here", "here": connection}}
     write_atomically(state / "flower" / "config.toml", tomli_w.dumps(settings), 0o600)
     return write_service_bundle(state / "bundle")

@@ -109,6 +109,7 @@ def begin(home: Path, text: str, domains: Sequence[str], asked: str) -> Begun:
     try:
         fresh.mkdir()
         if parent is not None:
+            _need_newest(home, parent)
             _inherit(home / FOLDER / str(parent.card["update"]), fresh)
         write_atomically(fresh / "config.toml", text)
         _write_card(
@@ -117,9 +118,11 @@ def begin(home: Path, text: str, domains: Sequence[str], asked: str) -> Begun:
                 "domains": list(domains),
                 "parent": parent.number if parent else None,
                 "asked": asked,
+                "id": secrets.token_hex(8),
                 "state": RUNNING,
             },
         )
+        releases.sync(fresh)
         os.rename(fresh, folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -140,11 +143,10 @@ def conclude(home: Path, begun: Begun, limits: Update, signer: Signer) -> tuple[
         signer: signs the release.
     """
     report = write_report(begun.folder)
-    parent = releases.in_service(home)
-    number = begun.card.get("release") or _released(home, begun.folder.name)
-    if number is not None and parent is not None and parent.number == number:
-        parent = _parent(home, parent)
-    before = _report_of(parent) if parent else None
+    origin = begun.card["parent"]
+    number = begun.card.get("release") or _released(home, begun)
+    _need_present(home, origin, number)
+    before = None if origin is None else _report_of(releases.read(home, origin))
     checks = gate(report, before, limits)
     state, told = REFUSED, {}
     if all(check.holds for check in checks):
@@ -162,6 +164,24 @@ def known(home: Path) -> list[str]:
     """Names of the domains that the release in service has learnt, in order."""
     present = releases.in_service(home)
     return [str(name) for name in present.card["domains"]] if present else []
+
+
+def _need_newest(home: Path, parent: Release) -> None:
+    """Whether no other update was made in the place of this release.
+
+    Clients know the domains of a line by their places: where two releases learnt different domains
+    at one place, what a client counts for the older one is what it gave for the younger.
+
+    Raises:
+        DataError: another release was cut from the same parent later.
+    """
+    for release in releases.all_of(home):
+        if release.number > parent.number and release.card["parent"] == parent.card["parent"]:
+            raise DataError(
+                f"release {parent.name} may serve, but not be updated: release {release.name} was "
+                "made in its place, and clients' statistics are of that one now. Promote "
+                f"{release.name} or its parent, and update from there."
+            )
 
 
 def _inherit(run: Path, fresh: Path) -> None:
@@ -205,6 +225,7 @@ def _cut(
     spent = [unit["epsilon"] for unit in block["units"]] if block else []
     card = {
         "update": begun.folder.name,
+        "update_id": begun.card["id"],
         "version": report["version"],
         "domain": begun.card["domains"][-1],
         "domains": learnt(report),
@@ -218,7 +239,7 @@ def _cut(
         "records": _records(report),
         "checks": [check.pack() for check in checks],
     }
-    return releases.cut(home, files, card, signer)
+    return releases.cut(home, files, card, signer, begun.card["parent"])
 
 
 def _records(report: Mapping[str, Any]) -> float | None:
@@ -227,15 +248,27 @@ def _records(report: Mapping[str, Any]) -> float | None:
     return sum(told) if told and None not in told else None
 
 
-def _released(home: Path, update: str) -> int | None:
+def _released(home: Path, begun: Begun) -> int | None:
     """The release that an update was cut as before it could say so."""
-    found = [r.number for r in releases.all_of(home) if r.card.get("update") == update]
+    mine = begun.card["id"]
+    found = [r.number for r in releases.all_of(home) if r.card.get("update_id") == mine]
     return found[-1] if found else None
 
 
-def _parent(home: Path, release: Release) -> Release | None:
-    parent = release.card["parent"]
-    return releases.read(home, parent["number"]) if parent else None
+def _need_present(home: Path, origin: int | None, own: int | None) -> None:
+    """Whether what is in service is what the update began from, or its own release.
+
+    Raises:
+        RunError: somebody put another one in service meanwhile; it stays there.
+    """
+    present = releases.in_service(home)
+    found = present.number if present else None
+    if found not in (origin, own):
+        raise RunError(
+            f"release {found:04d} was put in service while this update went on from "
+            f"{'none' if origin is None else f'{origin:04d}'}; it stays there, and the update is "
+            "not released. Put back the other one and repeat the command, or begin anew."
+        )
 
 
 def _report_of(release: Release) -> dict[str, Any]:
@@ -260,7 +293,7 @@ def _folders(home: Path) -> list[Path]:
 def _read(folder: Path) -> Begun:
     try:
         card = json.loads((folder / CARD).read_bytes())
-        complete = {"domains", "parent", "asked", "state"} <= set(card)
+        complete = {"domains", "parent", "asked", "id", "state"} <= set(card)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder / CARD} cannot be read: {error}") from error
     if not complete:

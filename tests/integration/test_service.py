@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from running import COMMAND, changed
 
 from perennial.core.fleet import read_client, read_server
+from perennial.core.flower import free_port
 from perennial.privacy.keys import PASSPHRASE_FILE
 from perennial.privacy.node_keys import make_node_key
 from perennial.server import releases
@@ -291,6 +292,25 @@ def test_what_is_wrong_with_a_fleet_is_said_before_anything_starts(fleet, tmp_pa
     assert "must be a file of [tls]" in failed("server", fleet.home / "server" / "server.toml")
     client = fleet.clients[0] / "client.toml"
     client.write_text(client.read_text().replace("[node]", "[node]\npartition-id = 3"))
-    assert "write index and clients" in failed("client", client)
+    assert "[node.partition-id] unknown key" in failed("client", client)
     said = failed("update", fleet.home / "update.toml", code=1)
     assert "Is `perennial server` running?" in said
+
+
+def test_a_server_that_listens_everywhere_lets_its_clients_in(tmp_path):
+    fleet = Fleet.__new__(Fleet)
+    fleet.folder, fleet.home, fleet.running = tmp_path, tmp_path / "fleet", {}
+    plain = TEXT.split("[secure_sum]")[0] + "[update]" + TEXT.split("[update]")[1]
+    (tmp_path / "text.toml").write_text(plain)
+    words = ("--host", "localhost", "--port", free_port(), "--clients", 3)
+    fleet.perennial("init", fleet.home, "--config", tmp_path / "text.toml", *words)
+    file = fleet.home / "server" / "server.toml"
+    status = f"127.0.0.1:{free_port()}"
+    file.write_text(file.read_text().replace("127.0.0.1:9091", status))
+    assert 'address = "0.0.0.0:' in file.read_text()
+    try:
+        fleet.start("server", "server", file)
+        fleet.wait(lambda: "3 clients newly let in" in fleet.logs(), "the server")
+        assert fleet.ready(status)
+    finally:
+        assert fleet.stop() == {"server": 0}

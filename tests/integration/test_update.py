@@ -219,6 +219,41 @@ def test_a_crash_between_release_and_promotion_promotes_it_and_cuts_no_other(tmp
     assert releases.in_service(home).number == 1
 
 
+def test_a_release_that_was_put_in_service_meanwhile_stays_there(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    for _ in range(2):
+        assert run(tiny(home)) == 0
+    conclude = updates.conclude
+
+    def meanwhile(*words):
+        releases.rollback(home)
+        return conclude(*words)
+
+    monkeypatch.setattr(updates, "conclude", meanwhile)
+    with pytest.raises(RunError, match="release 0001 was put in service while this update"):
+        run(tiny(home))
+    monkeypatch.undo()
+    assert releases.in_service(home).number == 1
+    assert len(releases.all_of(home)) == 2
+    releases.promote(home, 2)
+    assert run(tiny(home)) == 0
+    assert releases.in_service(home).card["parent"]["number"] == 2
+
+
+def test_what_was_taken_back_is_not_made_again_by_a_timer(tmp_path, capsys):
+    home = tmp_path / "home"
+    for _ in range(2):
+        assert run(tiny(home)) == 0
+    releases.rollback(home)
+    assert run(tiny(home)) == 0
+    assert "released and taken back" in said(capsys)["why"]
+    assert releases.in_service(home).number == 1
+    assert run(tiny(home), "telecom") == 0
+    releases.promote(home, 2)  # it may serve; what clients count is the other branch's
+    with pytest.raises(DataError, match="may serve, but not be updated"):
+        run(tiny(home), "shop")
+
+
 def test_a_dry_run_writes_nothing_and_says_what_would_be(tmp_path, capsys):
     home = tmp_path / "home"
     assert run(tiny(home), dry_run=True) == 0

@@ -83,6 +83,7 @@ def test_a_run_that_is_not_whole_is_held(reason):
     tried = [{"domain": 2, "round": 1, "attempt": 0, "reason": "too few replies"}]
     earlier = [{"domain": 1, "round": 1, "attempt": 0, "reason": reason}]
     assert failed(report(GOOD, failed_attempts=tried + earlier)) == {}
+    assert list(failed(report(GOOD, failed_attempts=earlier), before=None)) == ["finished"]
 
 
 def unit(**changes):

@@ -35,7 +35,9 @@ def made(home, key, content="a", **card):
     (source / "adapter.bin").write_text(content)
     (source / "labels.json").write_text('["x"]')
     files = {"adapter/adapter.bin": source / "adapter.bin", "labels.json": source / "labels.json"}
-    return releases.cut(home, files, {"domain": "bank", **card}, key)
+    present = releases.in_service(home)
+    parent = present.number if present else None
+    return releases.cut(home, files, {"domain": "bank", **card}, key, parent)
 
 
 def test_a_release_holds_copies_their_hashes_and_its_parent(home, key, trusted):
@@ -74,6 +76,16 @@ def test_a_lost_history_does_not_lose_what_is_in_service(home, key):
     path.write_text(path.read_text().splitlines()[0] + '\n{"time": "20')
     assert releases.in_service(home).number == 2
     assert releases.rollback(home).number == 1
+    assert releases.history(home)[-1]["to"] == 1  # the torn line before it swallowed nothing
+
+
+def test_a_change_whose_line_was_lost_is_known_by_the_next(home, key):
+    for content in "abc":
+        releases.promote(home, made(home, key, content).number)
+    path = home / "releases" / "history.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "5", "{}", '{"to": "x"}', lines[2]]) + "\n")
+    assert releases.rollback(home).number == 2
 
 
 def spoil_file(release):
