@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,4 +250,3 @@ def _next(fleet: Fleet, *, keyed: bool) -> Iterator[str]:
     for name in fleet.names:
         yield f"client:     perennial client {home}/{name}/client.toml"
     yield f"then:       perennial update {home}/{UPDATE}"
-    sys.stdout.flush()

@@ -78,10 +78,11 @@ def update(
     """
     from ..server import updates
 
-    limits = _limits(text)
+    config = check.read(settle(text, domains=1)[0])
+    limits = _limits(config)
     home = Path(limits.home).expanduser()
     with nullcontext() if dry_run else updates.only_one(home):
-        plan = planned(text, limits, home, domain)
+        plan = planned(text, config, limits, home, domain)
         if not plan.new:
             return _tell(_summary(plan, _NOTHING, "every domain of the data is learnt"), as_json)
         found = updates.earlier(home, plan.asked)
@@ -100,7 +101,7 @@ def update(
     return _tell(summary | {"seconds": round(time.monotonic() - started, 1)}, as_json)
 
 
-def planned(text: str, limits: Update, home: Path, domain: str) -> Plan:
+def planned(text: str, config: Config, limits: Update, home: Path, domain: str) -> Plan:
     """What an update of `home` by the config in `text` would do.
 
     Raises:
@@ -108,8 +109,7 @@ def planned(text: str, limits: Update, home: Path, domain: str) -> Plan:
     """
     from ..server import updates
 
-    _need_life(text)
-    config = check.read(settle(text, domains=1)[0])
+    _need_life(config)
     stream = _stream(config)
     known, there = updates.known(home), [d.name for d in stream.domains]
     new = _chosen(limits, domain or limits.domain, known, there)
@@ -123,18 +123,17 @@ def planned(text: str, limits: Update, home: Path, domain: str) -> Plan:
     return Plan(text, limits, home, known, new, _asked(text, stream, new))
 
 
-def _limits(text: str) -> Update:
-    limits = check.read(settle(text, domains=1)[0]).update
-    if limits is None:
+def _limits(config: Config) -> Update:
+    if config.update is None:
         remedy = 'add [update] with home = "service"'
         raise ConfigError([Fault("update", "must be given for an update", remedy)])
-    return limits
+    return config.update
 
 
-def _need_life(text: str) -> None:
+def _need_life(config: Config) -> None:
     """Noise must be planned for all updates that are to come, not for those that have been."""
-    for table in planned_tables(check.read(settle(text, domains=1)[0])):
-        options = getattr(check.read(settle(text, domains=1)[0]), table).options
+    for table in planned_tables(config):
+        options = getattr(config, table).options
         if not options.get("updates"):
             raise ConfigError(
                 [

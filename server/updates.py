@@ -264,9 +264,10 @@ def _need_present(home: Path, origin: int | None, own: int | None) -> None:
     present = releases.in_service(home)
     found = present.number if present else None
     if found not in (origin, own):
+        names = ["none" if number is None else f"{number:04d}" for number in (found, origin)]
         raise RunError(
-            f"release {found:04d} was put in service while this update went on from "
-            f"{'none' if origin is None else f'{origin:04d}'}; it stays there, and the update is "
+            f"release {names[0]} was put in service while this update went on from "
+            f"{names[1]}; it stays there, and the update is "
             "not released. Put back the other one and repeat the command, or begin anew."
         )
 
