@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 import typer
 
+from .. import __version__
 from ..core import check, flower
 from ..core.config import Config
 from ..core.errors import DataError
@@ -23,13 +24,14 @@ from ..privacy import keys
 from ..privacy.keys import PASSPHRASE, PASSPHRASE_FILE, passphrase_from
 from ..privacy.node_keys import make_node_key
 from ..privacy.tls import make_certificates
+from . import hosting
 from .overrides import override
 from .settling import settle
 
 UPDATE, SERVER, KEYHOLDER = "update.toml", "server", "keyholder"
 """What stands in the folder, beside one folder a client."""
 
-_PORTS = {"server": 9092, "status": 9091, "keyholder": 9095, "client": 9096}
+_PORTS = {"server": 9092, "status": 9091, "link": 9093, "keyholder": 9095, "client": 9096}
 _PASSPHRASE_BYTES = 24
 _DEFAULT = """\
 # One more domain for the model in service: perennial update update.toml
@@ -74,7 +76,8 @@ class Fleet:
         home: of all files.
         clients: how many.
         host: by which clients reach the server.
-        ports: of the server, its status, the key holder, and the first client's status.
+        ports: of the server, its status, the SuperLink behind its proxy, the key holder, and a
+            client's status.
         days: for which certificates hold.
         loopback: whether all of it is for one machine, to try it.
     """
@@ -127,6 +130,8 @@ def make(
             _client(fleet, fresh, index, name, config, key)
         final = _config(fleet, text or _DEFAULT, scheme)
         write_atomically(fresh / UPDATE, final)
+        if not loopback:
+            _hosted(fleet, fresh, keyed=scheme is not None)
         check.read(settle(final, domains=1)[0])
         if home.exists():
             home.rmdir()
@@ -163,14 +168,38 @@ def _server(fleet: Fleet, fresh: Path, *, keyed: bool) -> None:
     folder = fresh / SERVER
     (folder / "nodes").mkdir(parents=True)
     names = [SERVER, KEYHOLDER] if keyed else [SERVER]
+    names += [] if fleet.loopback else [hosting.OPERATOR]
     hosts = [] if fleet.loopback else [fleet.host]
     make_certificates(folder / "tls", names, hosts, fleet.days)
     written = {
-        "address": f"{fleet.host if fleet.loopback else '0.0.0.0'}:{fleet.ports['server']}",
+        # Elsewhere a proxy stands before it: who reaches the SuperLink itself may do anything.
+        "address": f"127.0.0.1:{fleet.ports['server' if fleet.loopback else 'link']}",
         "status": f"127.0.0.1:{fleet.ports['status']}",
         "tls": {"ca": "tls/ca.pem", "certificate": "tls/server.pem", "key": "tls/server.key"},
     }
     write_atomically(folder / "server.toml", tomli_w.dumps(written))
+
+
+def _hosted(fleet: Fleet, fresh: Path, *, keyed: bool) -> None:
+    """What the machines of a fleet need besides: proxy, units, compose."""
+    folder, operator = fresh / SERVER, fresh / hosting.OPERATOR
+    operator.mkdir(mode=0o700)
+    shutil.copyfile(folder / "tls" / "ca.pem", operator / "ca.pem")
+    for ending in ("pem", "key"):
+        name = f"{hosting.OPERATOR}.{ending}"
+        (folder / "tls" / name).rename(operator / name)
+    (folder / "proxy").mkdir()
+    link = f"127.0.0.1:{fleet.ports['link']}"
+    proxy = hosting.nginx(fleet.home / SERVER, fleet.ports["server"], link)
+    write_atomically(folder / hosting.PROXY, proxy)
+    units = fresh / "systemd"
+    units.mkdir()
+    command = flower.program("perennial")
+    for name, text in hosting.units(fleet.home, fleet.names, command, keyed=keyed).items():
+        write_atomically(units / name, text)
+    composed = hosting.compose(fleet.home, fleet.names, fleet.ports, __version__, keyed=keyed)
+    for name, text in composed.items():
+        write_atomically(fresh / name, text)
 
 
 def _keyholder(fleet: Fleet, fresh: Path, scheme: Scheme, passphrase: str) -> Path:
@@ -247,6 +276,10 @@ def _next(fleet: Fleet, *, keyed: bool) -> Iterator[str]:
         if not fleet.loopback:
             yield f"            (its passphrase is asked for, or given in {PASSPHRASE})"
     yield f"server:     perennial server {home}/{SERVER}/server.toml"
+    if not fleet.loopback:
+        yield f"its proxy:  nginx -p {home}/{SERVER} -c {hosting.PROXY}"
     for name in fleet.names:
         yield f"client:     perennial client {home}/{name}/client.toml"
     yield f"then:       perennial update {home}/{UPDATE}"
+    if not fleet.loopback:
+        yield "or:         the units in systemd/, or compose.yaml"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..core.errors import DataError
+from ..core.errors import DataError, PerennialError
 from ..core.fleet import read_client, read_server
 from ..core.processes import UP, Program, Watch
 from ..core.status import showing
@@ -20,7 +20,10 @@ from ..server.tally import Tally
 from .stopping import stopping
 
 if TYPE_CHECKING:
+    from ..server.roll import Change
     from .metrics import Source
+
+logger = logging.getLogger(__name__)
 
 
 def serve(file: Path) -> None:
@@ -29,20 +32,48 @@ def serve(file: Path) -> None:
     Raises:
         PerennialError: its file has faults, or it does not come up.
     """
-    from ..server import service
+    from ..server import roll, service
 
     server = read_server(file)
     parts = service.programs(server)
     service.prepare(server)
 
+    seen: dict[str, str] = {}
+    fault = ""
+
     def up() -> None:
-        new = service.register(server)
-        typer.echo(f"server up at {server.address}; {len(new)} clients newly let in")
+        change = roll.update(server, service.flwr)
+        seen.update(roll.keys(server))
+        typer.echo(f"server up at {server.address}; {len(change.let_in)} clients newly let in")
+        _say_out(change)
+
+    def often() -> None:
+        nonlocal fault
+        try:
+            if (found := roll.keys(server)) == seen:
+                return
+            change = roll.update(server, service.flwr)
+        except PerennialError as error:  # no reason to stop serving those who are in
+            if str(error) != fault:
+                logger.error("%s", error)
+            fault = str(error)
+            return
+        fault = ""
+        seen.clear()
+        seen.update(found)
+        for name in change.let_in:
+            typer.echo(f"client {name} is let in")
+        _say_out(change)
 
     from .metrics import runs
 
     source = runs(Tally(service.runs_of(server)))
-    _watched(parts, Path(server.state) / "logs", server.status, up, source)
+    _watched(parts, Path(server.state) / "logs", server.status, up, source, often)
+
+
+def _say_out(change: Change) -> None:
+    for name in change.let_out:
+        typer.echo(f"client {name} is let out")
 
 
 def attend(file: Path) -> None:
@@ -85,7 +116,12 @@ def own_bundle() -> str:
 
 
 def _watched(
-    parts: Sequence[Program], logs: Path, status: str, up: Callable[[], None], source: Source
+    parts: Sequence[Program],
+    logs: Path,
+    status: str,
+    up: Callable[[], None],
+    source: Source,
+    often: Callable[[], None] = lambda: None,
 ) -> None:
     from .metrics import parts as of_parts
     from .metrics import text_of
@@ -104,7 +140,7 @@ def _watched(
     with stopping() as stopped, shown as where:
         if where:
             typer.echo(f"status: http://{where}/readyz")
-        watch.run(stopped, up)
+        watch.run(stopped, up, often)
     typer.echo("stopped")
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from ..core import wire
+from ..core import plugins, signed, wire
 from ..core.errors import RunError
+from ..core.signed import Signatures
 from ..core.sums import Pact, Party
 from ..core.values import Vector
 from .parties import Client, Own, Sealing
@@ -84,6 +86,7 @@ def _answer(message: Message, context: Context, stage: str, work: _Work) -> Mess
         task = wire.Task.unpack(_settings(message, wire.TASK))
         answer = work(site, client, task, message, context)
         _need_in_time(started, site, message, context)
+        _sign(answer, task, message, context)
         return Message(answer, reply_to=message)
     except Exception as error:  # the app's border: whatever went wrong, the server gets an answer
         logger.exception("node %d: %s failed", context.node_id, stage)
@@ -219,6 +222,26 @@ def _sealed(task: wire.Task, body: bytes, metrics: dict[str, float]) -> RecordDi
             wire.METRICS: MetricRecord(dict(metrics)),
         }
     )
+
+
+def _sign(answer: RecordDict, task: wire.Task, message: Message, context: Context) -> None:
+    """Add the node's signature, where its operator gave it a key to sign with."""
+    key = os.environ.get(signed.NODE_KEY, "")
+    if not key:
+        return
+    pact = message.content.get(wire.PACT)
+    session = str(pact["session"]) if isinstance(pact, ConfigRecord) else ""
+    arrays = answer.get(wire.ARRAYS)
+    body = arrays[wire.BODY].data if isinstance(arrays, ArrayRecord) else b""
+    kind, numbers = message.metadata.message_type, answer[wire.METRICS]
+    assert isinstance(numbers, MetricRecord)
+    text = signed.statement(kind, context.node_id, task.ticket, session, body, numbers)
+    answer[signed.SIGNATURE] = ConfigRecord({signed.VALUE: _signer(key).sign(text)})
+
+
+@lru_cache(maxsize=1)
+def _signer(key: str) -> Signatures:
+    return plugins.load("privacy", "node_keys", {"key": key}, Signatures)  # type: ignore[no-any-return]
 
 
 def _ticket(task: wire.Task) -> ConfigRecord:

@@ -12,6 +12,7 @@ from ..core.errors import DataError
 from ..core.fleet import Client
 from ..core.plugins import ALLOWED
 from ..core.processes import Program
+from ..core.signed import NODE_KEY
 
 
 def programs(client: Client, bundle: str) -> Sequence[Program]:
@@ -54,7 +55,12 @@ def programs(client: Client, bundle: str) -> Sequence[Program]:
             worker,
             ready.exists,
             Path(client.home),
-            {**environment, "OMP_NUM_THREADS": "1", ALLOWED: ",".join(client.plugins)},
+            {
+                **environment,
+                "OMP_NUM_THREADS": "1",
+                ALLOWED: ",".join(client.plugins),
+                NODE_KEY: client.key,
+            },
         ),
     )
 

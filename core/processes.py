@@ -29,6 +29,7 @@ STARTING, UP, DOWN = "starting", "up", "down"
 _FIRST_S, _LONGEST_S = 0.5, 30.0  # pause before a program that died is started again
 _GOOD_S = 60.0  # a program that was up so long begins with the first pause again
 _LOOK_S = 0.2
+_OFTEN_S = 5.0
 _DEATHS = 3  # before a program that never came up is given up
 _LAST_WORDS = 1500
 
@@ -83,25 +84,31 @@ class Watch:
     _lives: list[_Life] = field(default_factory=list)
     _started: dict[str, int] = field(default_factory=dict)
 
-    def run(self, stopped: Callable[[], bool], once: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        stopped: Callable[[], bool],
+        once: Callable[[], None] = lambda: None,
+        often: Callable[[], None] = lambda: None,
+    ) -> None:
         """Keep the programs running until `stopped()`, then stop them, the last one first.
 
         Args:
             stopped: () -> whether to end; asked several times a second.
             once: called when all are up for the first time.
+            often: called every few seconds after that, while all are up.
 
         Raises:
             RunError: a program never came up.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         self._lives = [_Life(program) for program in self.programs]
-        told = False
+        told, due = False, 0.0
         try:
             while not stopped():
                 self._look()
-                if not told and all(life.state == UP for life in self._lives):
-                    told = True
-                    once()
+                if time.monotonic() >= due and all(life.state == UP for life in self._lives):
+                    (often if told else once)()
+                    told, due = True, time.monotonic() + _OFTEN_S
                 time.sleep(_LOOK_S)
         finally:
             for life in reversed(self._lives):

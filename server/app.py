@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from ..core import check, wire
+from ..core import check, plugins, signed, wire
 from ..core.errors import PerennialError, RunError
 from ..core.parts import Reply
+from ..core.signed import Signatures
 from ..core.values import Vector
 from .link import Link, Question
 from .tally import announce
@@ -47,10 +49,17 @@ def main(grid: Grid, context: Context) -> None:
     announce(folder)
     keyholder = json.loads(str(context.run_config.get(wire.KEYHOLDER_KEY, "")) or "{}")
     try:
-        run(link(grid), text, folder, keyholder)
+        run(link(grid, _signatures()), text, folder, keyholder)
     except PerennialError as error:
         logger.error("%s", error)
         raise
+
+
+def _signatures() -> Signatures | None:
+    nodes = os.environ.get(signed.NODES, "")
+    if not nodes:
+        return None
+    return plugins.load("privacy", "node_keys", {"nodes": nodes}, Signatures)  # type: ignore[no-any-return]
 
 
 def _folder(text: str, given: str) -> Path:
@@ -60,8 +69,13 @@ def _folder(text: str, given: str) -> Path:
     return Path(table.folder).expanduser() / f"{table.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def link(grid: Grid) -> Link:
-    """The server's link over any Flower grid; replies are yielded as they come."""
+def link(grid: Grid, signatures: Signatures | None = None) -> Link:
+    """The server's link over any Flower grid; replies are yielded as they come.
+
+    Args:
+        grid: Flower's.
+        signatures: of the nodes, whose answers count only if they are signed; None where none sign.
+    """
 
     def ask(question: Question, nodes: Sequence[int], deadline_s: float) -> Iterator[Reply]:
         ticket, shared = question.task.ticket, _arrays(question.vectors)
@@ -73,7 +87,8 @@ def link(grid: Grid) -> Link:
             for node in nodes
         ]
         for message in exchange(grid, messages, deadline_s):
-            yield reply(message)
+            found = reply(message)
+            yield found if signatures is None else proven(found, message, question, signatures)
 
     return Link(nodes=grid.get_node_ids, ask=ask)
 
@@ -128,6 +143,28 @@ def reply(message: Message) -> Reply:
         ticket=dict(task) if isinstance(task, ConfigRecord) else None,
         metrics=dict(metrics) if hasattr(metrics, "items") else None,  # type: ignore[arg-type]
     )
+
+
+def proven(found: Reply, message: Message, question: Question, signatures: Signatures) -> Reply:
+    """`found`, or why it does not count: it must bear the signature of the node that it is from.
+
+    An answer to another question is left for the judge, which refuses it by that name.
+    """
+    ticket = question.task.ticket
+    if found.error or found.ticket != asdict(ticket):
+        return found
+    record = message.content.get(signed.SIGNATURE)
+    value = record.get(signed.VALUE) if isinstance(record, ConfigRecord) else None
+    if not isinstance(value, bytes):
+        return Reply(found.node, error="not signed")
+    session = question.pact.session if question.pact is not None else ""
+    text = signed.statement(
+        question.kind, found.node, ticket, session, found.body, found.metrics or {}
+    )
+    if not signatures.holds(found.node, value, text):
+        logger.warning("node %d: an answer that it did not sign", found.node)
+        return Reply(found.node, error="signature of another")
+    return found
 
 
 def _reason(text: str | None) -> str:

