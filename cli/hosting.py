@@ -22,6 +22,7 @@ LARGEST_MIB = 64
 _NGINX = """\
 # What clients reach of this server: Flower's fleet interface, and nothing else of it.
 #   nginx -p {server} -c proxy/nginx.conf
+# Start it as the user that runs the server: these files are nobody else's to read.
 worker_processes auto;
 pid proxy/nginx.pid;
 error_log proxy/error.log warn;
@@ -45,6 +46,7 @@ http {{
     send_timeout 30s;
     keepalive_timeout 75s;
     client_max_body_size {largest}m;
+    client_body_buffer_size 512k;
     limit_conn_zone $binary_remote_addr zone=each:10m;
     limit_conn_status 429;
 
@@ -96,6 +98,8 @@ http {{
     }}
 }}
 """
+
+_STAY = "-g 'daemon off;'"
 
 _UNIT = """\
 [Unit]
@@ -202,6 +206,10 @@ def units(home: Path, names: Sequence[str], perennial: str, *, keyed: bool) -> M
     found = {
         "perennial-server.service": service("server", f"server {server}/server.toml", server)
         + _INSTALL,
+        "perennial-proxy.service": service("proxy", "", server).replace(
+            f"ExecStart={perennial} ", f"ExecStart=/usr/sbin/nginx -p {server} -c {PROXY} {_STAY}"
+        )
+        + _INSTALL,
         # The gate's refusal is a failure of the unit, so that whoever watches units hears of it.
         "perennial-update.service": service(
             "update", f"update {update} --json", server, "Type=oneshot\n"
@@ -254,10 +262,11 @@ def compose(
     lines.append(
         "  proxy:\n"
         "    image: nginx:stable\n"
+        "    user: '1000'\n"
         "    restart: always\n"
         "    network_mode: service:server\n"
         "    depends_on: [server]\n"
-        f"    command: nginx -p {home}/server -c {PROXY} -g 'daemon off;'\n"
+        f"    command: nginx -p {home}/server -c {PROXY} {_STAY}\n"
         f"    volumes: ['./server:{home}/server']\n"
     )
     lines.append(

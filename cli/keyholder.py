@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 
 from ..core.errors import DataError
+from ..core.log import to_stderr
 from ..privacy.keys import PASSPHRASE, PASSPHRASE_FILE, passphrase_from
 
 
@@ -34,7 +35,7 @@ def hold(file: Path, *, with_parent: bool = False) -> None:
     from ..privacy.serve import read, serving
 
     settings = read(file)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    to_stderr(logging.WARNING)
     logging.getLogger("perennial").setLevel(logging.INFO)
     passphrase = passphrase_of()
     with _stop() as stopped, serving(settings, passphrase) as (address, holder):

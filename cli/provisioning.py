@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,9 @@ def make(
     ports["server"] = port or ports["server"]
     host = "127.0.0.1" if loopback else host
     fleet = Fleet(home.resolve(), clients, host, ports, days, loopback)
-    config = check.read(settle(_config(fleet, text or _DEFAULT, None), domains=1)[0])
+    if not text:
+        text = _DEFAULT if loopback else override(_DEFAULT, _own_records(fleet))
+    config = check.read(settle(_config(fleet, text, None), domains=1)[0])
     scheme: Scheme | None = check.build(config, "secure_sum").scheme
     passphrase = _passphrase(fleet) if scheme else ""
     fresh = home.with_name(f".{home.name}.new-{secrets.token_hex(4)}")
@@ -128,7 +131,7 @@ def make(
         key = _keyholder(fleet, fresh, scheme, passphrase) if scheme else None
         for index, name in enumerate(fleet.names):
             _client(fleet, fresh, index, name, config, key)
-        final = _config(fleet, text or _DEFAULT, scheme)
+        final = _config(fleet, text, scheme)
         write_atomically(fresh / UPDATE, final)
         if not loopback:
             _hosted(fleet, fresh, keyed=scheme is not None)
@@ -151,7 +154,7 @@ def _config(fleet: Fleet, text: str, scheme: Scheme | None) -> str:
         "update.home": str(home / SERVER / "service"),
         "update.server": str(home / SERVER / "server.toml"),
     }
-    if not fleet.loopback:
+    if not fleet.loopback and not _dealt(text):
         settings["shards.split"] = "local"
     if scheme is not None:
         settings |= {
@@ -162,6 +165,17 @@ def _config(fleet: Fleet, text: str, scheme: Scheme | None) -> str:
             "keyholder.key": str(home / SERVER / "tls" / "server.key"),
         }
     return override(text, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+
+def _own_records(fleet: Fleet) -> list[str]:
+    """Settings of a fleet whose clients have records of their own, and whose server tests."""
+    found = {name: str(fleet.home / SERVER / f"{name}.csv") for name in ("train", "test")}
+    return ['data.name="csv"', *(f"data.{name}={json.dumps(p)}" for name, p in found.items())]
+
+
+def _dealt(text: str) -> bool:
+    """Whether the records are the embedded sample, of which every client takes its part."""
+    return bool(tomllib.loads(text).get("data", {}).get("name") == "sample")
 
 
 def _server(fleet: Fleet, fresh: Path, *, keyed: bool) -> None:
@@ -239,14 +253,15 @@ def _client(
     if key is not None:
         write_atomically(folder / "seal.key", key.read_bytes(), 0o600)
         node["key-file"] = "seal.key"
-    if not fleet.loopback:
+    dealt = fleet.loopback or config.data.name == "sample"
+    if not dealt:
         node["data.train"] = "train.csv"
     status = flower.free_port() if fleet.loopback else _PORTS["client"]
     written = {
         "server": f"{fleet.host}:{fleet.ports['server']}",
         "status": f"127.0.0.1:{status}",
         "index": index,
-        "clients": fleet.clients if fleet.loopback else 0,
+        "clients": fleet.clients if dealt else 0,
         "tls": {"ca": "ca.pem"},
         "node": node,
     }
@@ -268,7 +283,8 @@ def _next(fleet: Fleet, *, keyed: bool) -> Iterator[str]:
     yield f"made {home} for {fleet.clients} clients"
     if not fleet.loopback:
         yield "give each client its own folder over a channel you trust, then delete it here"
-        yield "write in each client.toml where its records are ([node] data.train)"
+        yield "write in each client.toml where its records are ([node] data.train), and in"
+        yield f"{UPDATE} where those are that the server tests with ([data])"
         yield "certificates are of an authority whose key is gone: a new set needs a new authority"
     if keyed:
         secret = f"{PASSPHRASE_FILE}={home}/{KEYHOLDER}/passphrase " if fleet.loopback else ""

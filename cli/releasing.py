@@ -14,7 +14,9 @@ from ..core.errors import DataError, RunError
 from ..privacy import signing
 from ..server import releases
 from ..server.release_differences import differences
-from ..server.releases import Release, Signer, Trust
+from ..server.release_proofs import Trust
+from ..server.release_proofs import verify as verified
+from ..server.releases import Release, Signer
 from ..server.units import DASH, percent, points, size
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def verify(home: Path, number: int, keys: Path | None) -> None:
         RunError: something does not hold.
     """
     release = _one(home, number)
-    faults = releases.verify(home, release.number, trust(keys or home / f"{releases.KEY}.pub"))
+    faults = verified(home, release.number, trust(keys or home / f"{releases.KEY}.pub"))
     if faults:
         raise RunError(
             f"release {release.name} does not hold: " + "; ".join(faults) + ". Put the folder back "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,9 @@ import typer
 
 from ..core.errors import DataError, PerennialError
 from ..core.fleet import read_client, read_server
+from ..core.log import to_stderr
 from ..core.processes import UP, Program, Watch
+from ..core.reach import Reach
 from ..core.status import showing
 from ..server.tally import Tally
 from .stopping import stopping
@@ -87,12 +89,21 @@ def attend(file: Path) -> None:
 
     client = read_client(file)
     parts = service.programs(client, own_bundle())
+    reach = Reach(client.server, client.tls.ca)
+
+    def up() -> None:
+        reach.look()
+        where = f"its server, {client.server}, is {'reached' if reach.state == UP else 'away'}"
+        typer.echo(f"client up; {where}")
+
     _watched(
         parts,
         Path(client.state) / "logs",
         client.status,
-        lambda: typer.echo(f"client up; its server is {client.server}"),
+        up,
         figures(service.work_of(client)),
+        reach.look,
+        lambda: {"server": reach.state},
     )
 
 
@@ -100,7 +111,7 @@ def work(address: str, secret: Path, ready: Path, allowed: Sequence[str]) -> Non
     """Take a node's tasks until SIGTERM."""
     from ..client.worker import Desk, work
 
-    _log()
+    to_stderr()
     with stopping() as stopped:
         desk = Desk(address, secret.read_bytes(), frozenset(allowed))
         work(desk, stopped, ready, ready.with_suffix(".json"))
@@ -122,11 +133,12 @@ def _watched(
     up: Callable[[], None],
     source: Source,
     often: Callable[[], None] = lambda: None,
+    beside: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     from .metrics import parts as of_parts
     from .metrics import text_of
 
-    _log()
+    to_stderr()
     watch = Watch(parts, logs)
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -136,15 +148,12 @@ def _watched(
     def shown_to() -> bytes:
         return text_of(of_parts(watch), source)
 
-    shown = showing(status, watch.states, UP, shown_to) if status else nullcontext("")
+    def states() -> Mapping[str, str]:
+        return {**watch.states(), **beside()}
+
+    shown = showing(status, states, UP, shown_to) if status else nullcontext("")
     with stopping() as stopped, shown as where:
         if where:
             typer.echo(f"status: http://{where}/readyz")
         watch.run(stopped, up, often)
     typer.echo("stopped")
-
-
-def _log() -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )

@@ -80,11 +80,13 @@ def update(
 
     config = check.read(settle(text, domains=1)[0])
     limits = _limits(config)
-    home = Path(limits.home).expanduser()
+    home = _home(limits)
     with nullcontext() if dry_run else updates.only_one(home):
         plan = planned(text, config, limits, home, domain)
         if not plan.new:
-            return _tell(_summary(plan, _NOTHING, "every domain of the data is learnt"), as_json)
+            named = domain or limits.domain
+            what = f"domain {named!r}" if named in plan.known else "every domain of the data"
+            return _tell(_summary(plan, _NOTHING, f"{what} is learnt"), as_json)
         found = updates.earlier(home, plan.asked)
         if found is not None and found.state != updates.RUNNING and not again:
             was = "gated out" if found.state == updates.REFUSED else "released and taken back"
@@ -107,9 +109,10 @@ def planned(text: str, config: Config, limits: Update, home: Path, domain: str) 
     Raises:
         PerennialError: config, data or domain are at fault.
     """
-    from ..server import updates
+    from ..server import origin, updates
 
     _need_life(config)
+    origin.need_sound(home)
     stream = _stream(config)
     known, there = updates.known(home), [d.name for d in stream.domains]
     new = _chosen(limits, domain or limits.domain, known, there)
@@ -128,6 +131,18 @@ def _limits(config: Config) -> Update:
         remedy = 'add [update] with home = "service"'
         raise ConfigError([Fault("update", "must be given for an update", remedy)])
     return config.update
+
+
+def _home(limits: Update) -> Path:
+    try:
+        home = Path(limits.home).expanduser()
+        home.resolve()
+        if home.exists() and not home.is_dir():
+            raise NotADirectoryError("it is a file")
+    except (OSError, ValueError, RuntimeError) as error:  # no such user, or no path at all
+        fault = Fault("update.home", f"must be a folder; {limits.home!r} is none: {error}")
+        raise ConfigError([fault]) from error
+    return home
 
 
 def _need_life(config: Config) -> None:

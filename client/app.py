@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from flwr.clientapp import ClientApp
 
 from ..core import plugins, signed, wire
 from ..core.errors import RunError
+from ..core.log import placed
 from ..core.signed import Signatures
 from ..core.sums import Pact, Party
 from ..core.values import Vector
@@ -81,17 +83,25 @@ _Work = Callable[[Site, Client, wire.Task, Message, Context], RecordDict]
 
 def _answer(message: Message, context: Context, stage: str, work: _Work) -> Message:
     started = time.monotonic()
-    try:
-        site, client = _who(context)
-        task = wire.Task.unpack(_settings(message, wire.TASK))
-        answer = work(site, client, task, message, context)
-        _need_in_time(started, site, message, context)
-        _sign(answer, task, message, context)
-        return Message(answer, reply_to=message)
-    except Exception as error:  # the app's border: whatever went wrong, the server gets an answer
-        logger.exception("node %d: %s failed", context.node_id, stage)
-        # Only the kind of error leaves the client: its text may quote a record.
-        return Message(Error(_CLIENT_RAISED, f"{stage}: {type(error).__name__}"), reply_to=message)
+    with ExitStack() as said:
+        said.enter_context(placed(node=context.node_id))
+        try:
+            site, client = _who(context)
+            task = wire.Task.unpack(_settings(message, wire.TASK))
+            at = task.ticket
+            said.enter_context(placed(run=at.run, domain=at.domain, round=at.round))
+            answer = work(site, client, task, message, context)
+            _need_in_time(started, site, message, context)
+            _sign(answer, task, message, context)
+            return Message(answer, reply_to=message)
+        except Exception as error:  # whatever went wrong, the server gets an answer
+            logger.exception("node %d: %s failed", context.node_id, stage)
+            return _failed(error, stage, message)
+
+
+def _failed(error: Exception, stage: str, message: Message) -> Message:
+    # Only the kind of error leaves the client: its text may quote a record.
+    return Message(Error(_CLIENT_RAISED, f"{stage}: {type(error).__name__}"), reply_to=message)
 
 
 def _who(context: Context) -> tuple[Site, Client]:

@@ -24,6 +24,7 @@ from ..core.parts import Continual, Encoded, Model, Phase, SecureSum
 from ..core.seeds import derive, generator
 from ..core.values import Records, Update, Vector, gather
 from ..core.wire import FINISH, PEAK, PEAKS, TRAIN, Task
+from ..data.files import stamps
 from ..data.stream import Stream, stream
 from ..models.place import place
 from . import label_rows
@@ -322,16 +323,18 @@ class Site:
 
 
 def open_site(text: str, data: tuple[tuple[str, Any], ...] = (), own: Own = NOTHING_OWN) -> Site:
-    """The site of a run, loaded on first use and kept by this process.
+    """The site of a run, loaded on first use and kept by this process until its records change.
 
     Raises:
         PerennialError: config, data or model do not hold what they promise.
     """
-    return _site(text, data, own)
+    return _site(text, data, own, stamps({**check.read(text).data.options, **dict(data)}))
 
 
 @lru_cache(maxsize=1)
-def _site(text: str, data: tuple[tuple[str, Any], ...], own: Own) -> Site:
+def _site(
+    text: str, data: tuple[tuple[str, Any], ...], own: Own, seen: tuple[tuple[str, int, int], ...]
+) -> Site:
     site = Site(text, dict(data), own)
     # Nothing random is left to torch after the adapter's start, which the server sends anyway.
     torch.manual_seed(derive(site.config.run.seed, "site"))

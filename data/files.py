@@ -75,6 +75,19 @@ def lines(path: Path) -> Iterator[str]:
                 ) from error
 
 
+def stamps(options: Mapping[str, object]) -> tuple[tuple[str, int, int], ...]:
+    """Path, time of the last change in ns and bytes of each file that `[data]` options name."""
+    found = []
+    for value in options.values():
+        for path in value.values() if isinstance(value, Mapping) else (value,):
+            try:
+                seen = Path(str(path)).expanduser().stat()
+            except (OSError, ValueError, RuntimeError):  # no file, or no path at all
+                continue
+            found.append((str(path), seen.st_mtime_ns, seen.st_size))
+    return tuple(found)
+
+
 def _read(rows: Open, paths: Paths | None, name: str, columns: Columns) -> Records:
     if paths is None:
         return Records()

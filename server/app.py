@@ -15,19 +15,26 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..core import check, plugins, signed, wire
 from ..core.errors import PerennialError, RunError
+from ..core.log import logged, placed
 from ..core.parts import Reply
 from ..core.signed import Signatures
 from ..core.values import Vector
+from .fetch import fetching
 from .link import Link, Question
-from .tally import announce
+from .tally import announce, followed
 
 logger = logging.getLogger(__name__)
 
 # Replies fetched at a time: bounds the server's memory whatever the number of clients.
 _AT_ONCE = 16
 _POLL_S = 0.2
+# Bytes of a reply beside its values, and for each of them: no scheme seals one into more.
+_SPARE, _MOST_BYTES = 16 << 20, 256
 # Letters kept of what a client says went wrong.
 _REASON = 200
+
+LOG = "log.txt"
+"""File, in the run's folder, of what was logged."""
 
 app = ServerApp()
 
@@ -48,11 +55,15 @@ def main(grid: Grid, context: Context) -> None:
     folder = _folder(text, str(context.run_config.get(wire.FOLDER_KEY, "")))
     announce(folder)
     keyholder = json.loads(str(context.run_config.get(wire.KEYHOLDER_KEY, "")) or "{}")
-    try:
-        run(link(grid, _signatures()), text, folder, keyholder)
-    except PerennialError as error:
-        logger.error("%s", error)
-        raise
+    if followed():
+        folder.mkdir(parents=True, exist_ok=True)
+    # As a service nobody else keeps the run's log.
+    with logged(str(folder / LOG) if followed() else ""), placed(run=folder.name):
+        try:
+            run(link(grid, _signatures()), text, folder, keyholder)
+        except PerennialError as error:
+            logger.error("%s", error)
+            raise
 
 
 def _signatures() -> Signatures | None:
@@ -86,29 +97,44 @@ def link(grid: Grid, signatures: Signatures | None = None) -> Link:
             )
             for node in nodes
         ]
-        for message in exchange(grid, messages, deadline_s):
+        size = question.pact.size if question.pact is not None else 0
+        for message in exchange(grid, messages, deadline_s, _SPARE + _MOST_BYTES * size):
             found = reply(message)
             yield found if signatures is None else proven(found, message, question, signatures)
 
     return Link(nodes=grid.get_node_ids, ask=ask)
 
 
-def exchange(grid: Grid, messages: Sequence[Message], deadline_s: float) -> Iterator[Message]:
-    """Replies to `messages` as they come; those that miss the deadline are left out."""
+def exchange(
+    grid: Grid, messages: Sequence[Message], deadline_s: float, most_bytes: int = _SPARE
+) -> Iterator[Message]:
+    """Replies to `messages` as they come; those that miss the deadline are left out.
+
+    Args:
+        grid: Flower's.
+        messages: one a node.
+        deadline_s: from now.
+        most_bytes: of one reply; a larger one is an error of its node.
+    """
     end = time.monotonic() + deadline_s
     # A grid gives no id for a message that it could not send.
-    waiting = {message_id: None for message_id in grid.push_messages(messages) if message_id}
-    while waiting:
-        left = list(waiting)
-        for start in range(0, len(left), _AT_ONCE):
-            for message in grid.pull_messages(left[start : start + _AT_ONCE]):
-                if message.metadata.reply_to_message_id in waiting:
-                    del waiting[message.metadata.reply_to_message_id]
-                    yield message
-        if waiting and time.monotonic() >= end:
-            return
-        if len(waiting) == len(left):
-            time.sleep(_POLL_S)
+    asked = [message.metadata.dst_node_id for message in messages]
+    ids = grid.push_messages(messages)
+    waiting = {id_: node for id_, node in zip(ids, asked, strict=True) if id_}
+    with fetching(grid, most_bytes) as fetch:
+        while waiting:
+            left = list(waiting)
+            for start in range(0, len(left), _AT_ONCE):
+                for message in fetch(left[start : start + _AT_ONCE]):
+                    node = waiting.pop(message.metadata.reply_to_message_id, None)
+                    if node is not None:
+                        if message.has_error():  # it may be the SuperLink's own, on the node
+                            message.metadata.__dict__["_src_node_id"] = node
+                        yield message
+            if waiting and time.monotonic() >= end:
+                return
+            if len(waiting) == len(left):
+                time.sleep(_POLL_S)
 
 
 def _arrays(vectors: Mapping[str, Vector]) -> dict[str, Array]:

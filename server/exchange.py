@@ -13,6 +13,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ..core.errors import BudgetError, RefusedError, RunError
+from ..core.log import placed
 from ..core.sums import Opened, Pact
 from ..core.values import ServerState, Update
 from ..core.wire import PARAMS, SUMMARY, TRAIN, Task
@@ -85,6 +86,18 @@ def exchange(
     Raises:
         RunError: too few answered, in every attempt.
     """
+    with placed(domain=state.domain, round=state.round):
+        return _exchanged(room, state, kind, travels, size, counted)
+
+
+def _exchanged(
+    room: Room,
+    state: ServerState,
+    kind: str,
+    travels: str,
+    size: int,
+    counted: Mapping[int, tuple[int, ...]],
+) -> Outcome:
     waiting = _waiting(room, state, travels)
     attempt, left = 0, room.config.round.retries
     again: tuple[int, ...] = ()

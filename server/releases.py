@@ -47,19 +47,6 @@ class Signer:
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
-    """Whose signatures count.
-
-    Attributes:
-        keys: public keys of those who may sign.
-        signed: (public key, signature, text) -> whether the signature is that of the key.
-    """
-
-    keys: frozenset[str]
-    signed: Callable[[str, str, bytes], bool]
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
     """One release as it lies on disk; nothing of it was checked but its card's shape.
 
@@ -146,7 +133,7 @@ def read(home: Path, number: int) -> Release:
         text = (folder / CARD).read_bytes()
         card = json.loads(text)
         sound = card["schema"] == _SCHEMA and card["number"] == number
-        sound = sound and isinstance(card["files"], dict)
+        sound = sound and _has_shape(card)
     except (OSError, NotADirectoryError) as error:
         there = ", ".join(_numbers(home)) or "none"
         raise DataError(f"{folder} must be a release; there are: {there}") from error
@@ -158,6 +145,21 @@ def read(home: Path, number: int) -> Release:
             "version of the package that wrote it, or restore the release."
         )
     return Release(number, folder, card, hashlib.sha256(text).hexdigest())
+
+
+def _has_shape(card: Mapping[str, Any]) -> bool:
+    """Whether what everybody reads in a card is there, and is what it should be."""
+    files, parent, accuracy = card["files"], card["parent"], card.get("accuracy", {})
+    return (
+        isinstance(files, dict)
+        and all(isinstance(f["sha256"], str) and type(f["bytes"]) is int for f in files.values())
+        and isinstance(card["created"], str)
+        and (
+            parent is None or (type(parent["number"]) is int and isinstance(parent["digest"], str))
+        )
+        and isinstance(accuracy, dict)
+        and isinstance(card.get("domains", []), list)
+    )
 
 
 def all_of(home: Path) -> list[Release]:
@@ -201,7 +203,7 @@ def promote(home: Path, number: int, why: str = "promoted") -> Release:
     """
     with _locked(home / FOLDER):
         release = read(home, number)
-        if faults := _damage(release):
+        if faults := damage(release):
             raise DataError(f"release {release.name} must not go into service: {faults[0]}")
         before = in_service(home)
         _point(home, number)
@@ -237,38 +239,8 @@ def history(home: Path) -> list[dict[str, Any]]:
     return found
 
 
-def verify(home: Path, number: int, trust: Trust) -> list[str]:
-    """What is wrong with a release and its line of descent; nothing where all holds.
-
-    Args:
-        home: with the releases.
-        number: of the release.
-        trust: in whom.
-    """
-    faults, child = list[str](), None
-    wanted: int | None = number
-    while wanted is not None:
-        try:
-            release = read(home, wanted)
-        except DataError as error:
-            return [*faults, str(error)]
-        if child is not None and child.card["parent"]["digest"] != release.digest:
-            faults.append(f"release {release.name} is not the parent that {child.name} was cut of")
-        faults += _damage(release) + _forged(release, trust)
-        parent, child = release.card.get("parent"), release
-        wanted = _parent_number(parent, wanted)
-        if parent is not None and wanted is None:
-            faults.append(f"release {release.name} names no earlier release as its parent")
-    return faults
-
-
-def _parent_number(parent: Any, below: int) -> int | None:
-    number = parent.get("number") if isinstance(parent, Mapping) else None
-    return number if isinstance(number, int) and 0 < number < below else None
-
-
-def _damage(release: Release) -> list[str]:
-    """Files that are missing, changed, or in nobody's list."""
+def damage(release: Release) -> list[str]:
+    """What is wrong with the files of a release: missing, changed, or in nobody's list."""
     faults, listed = list[str](), release.card["files"]
     for name, told in listed.items():
         path = release.folder / name
@@ -281,19 +253,6 @@ def _damage(release: Release) -> list[str]:
     }
     unknown = sorted(there - set(listed) - {CARD, SIGNATURE})
     return faults + [f"{release.name}/{name} does not belong to the release" for name in unknown]
-
-
-def _forged(release: Release, trust: Trust) -> list[str]:
-    try:
-        mark = json.loads((release.folder / SIGNATURE).read_bytes())
-        signer, signature = str(mark["signer"]), str(mark["signature"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return [f"{release.name}/{SIGNATURE} cannot be read"]
-    if not trust.signed(signer, signature, (release.folder / CARD).read_bytes()):
-        return [f"{release.name}/{CARD} does not bear a valid signature"]
-    if signer not in trust.keys:
-        return [f"release {release.name} is signed by {signer[:16]}..., who is not trusted"]
-    return []
 
 
 def _copied(source: Path, folder: Path, name: str) -> dict[str, Any]:

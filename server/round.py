@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core.log import placed
 from ..core.parts import Reply, SecureSum, Strategy
 from ..core.private import EXAMPLE, USER
 from ..core.sums import Opened, Pact
@@ -127,9 +128,10 @@ def collect(
     """
     tally = Tally()
     for reply in replies:
-        verdict = judge(reply, terms, secure_sum, tally.answered)
-        if not verdict.cause:
-            verdict = _add(tally, reply, verdict, terms, secure_sum, single)
+        with placed(node=reply.node):
+            verdict = judge(reply, terms, secure_sum, tally.answered)
+            if not verdict.cause:
+                verdict = _add(tally, reply, verdict, terms, secure_sum, single)
         _note(tally, verdict, observe)
     for node in sorted(terms.nodes - {verdict.node for verdict in tally.verdicts}):
         _note(tally, Verdict(node, cause="no reply"), observe)

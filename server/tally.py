@@ -22,6 +22,11 @@ RUNS = "PERENNIAL_RUNS"
 """Environment variable: a file to which each run's folder is added as it begins, a line each."""
 
 
+def followed() -> bool:
+    """Whether somebody follows this process."""
+    return bool(os.environ.get(RUNS))
+
+
 def announce(folder: Path) -> None:
     """Tell whoever follows this process where its run lies; nothing where nobody does."""
     where = os.environ.get(RUNS)

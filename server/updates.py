@@ -23,18 +23,17 @@ from typing import Any
 from ..core.config import Update
 from ..core.errors import DataError, RunError
 from ..core.files import claim, sync_folder, write_atomically
-from . import checkpoint, releases
+from . import releases
 from .gate import Check, accuracy, gate, learnt
 from .lessons import FOLDER as KNOWLEDGE
+from .origin import COPIED, FOLDER, behind, need_newest, report_of
 from .releases import Release, Signer
 from .report import write_report
-from .run import LINE
 
-FOLDER, CARD = "updates", "update.json"
+CARD = "update.json"
 RUNNING, RELEASED, REFUSED = "running", "released", "refused"
 """States of an update."""
 
-_COPIED = ("events.jsonl", LINE)
 _REPORTS = ("report.json", "report.html", "config.toml")
 
 
@@ -109,8 +108,8 @@ def begin(home: Path, text: str, domains: Sequence[str], asked: str) -> Begun:
     try:
         fresh.mkdir()
         if parent is not None:
-            _need_newest(home, parent)
-            _inherit(home / FOLDER / str(parent.card["update"]), fresh)
+            need_newest(home, parent)
+            _inherit(*behind(home, parent), fresh)
         write_atomically(fresh / "config.toml", text)
         _write_card(
             fresh,
@@ -146,7 +145,7 @@ def conclude(home: Path, begun: Begun, limits: Update, signer: Signer) -> tuple[
     origin = begun.card["parent"]
     number = begun.card.get("release") or _released(home, begun)
     _need_present(home, origin, number)
-    before = None if origin is None else _report_of(releases.read(home, origin))
+    before = None if origin is None else report_of(releases.read(home, origin))
     checks = gate(report, before, limits)
     state, told = REFUSED, {}
     if all(check.holds for check in checks):
@@ -166,38 +165,13 @@ def known(home: Path) -> list[str]:
     return [str(name) for name in present.card["domains"]] if present else []
 
 
-def _need_newest(home: Path, parent: Release) -> None:
-    """Whether no other update was made in the place of this release.
-
-    Clients know the domains of a line by their places: where two releases learnt different domains
-    at one place, what a client counts for the older one is what it gave for the younger.
-
-    Raises:
-        DataError: another release was cut from the same parent later.
-    """
-    for release in releases.all_of(home):
-        if release.number > parent.number and release.card["parent"] == parent.card["parent"]:
-            raise DataError(
-                f"release {parent.name} may serve, but not be updated: release {release.name} was "
-                "made in its place, and clients' statistics are of that one now. Promote "
-                f"{release.name} or its parent, and update from there."
-            )
-
-
-def _inherit(run: Path, fresh: Path) -> None:
+def _inherit(run: Path, domain: int, fresh: Path) -> None:
     """What the run behind a release left, for a run that goes on from it."""
-    saved = checkpoint.newest(run / "checkpoints") if run.is_dir() else None
-    if saved is None or saved.state.round:
-        raise DataError(
-            f"{run} must hold the run behind the release in service, ended with its domain; it "
-            "does not. Put it back from a backup, or roll back to a release whose run is there."
-        )
-    domain = saved.state.domain
     (fresh / "checkpoints").mkdir()
     (fresh / KNOWLEDGE).mkdir()
     _linked(run / "checkpoints" / f"{domain:04d}-00000.npz", fresh / "checkpoints")
     _linked(run / KNOWLEDGE / f"{domain:04d}.npz", fresh / KNOWLEDGE)
-    for name in _COPIED:
+    for name in COPIED:
         shutil.copyfile(run / name, fresh / name)
 
 
@@ -270,11 +244,6 @@ def _need_present(home: Path, origin: int | None, own: int | None) -> None:
             f"{names[1]}; it stays there, and the update is "
             "not released. Put back the other one and repeat the command, or begin anew."
         )
-
-
-def _report_of(release: Release) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((release.folder / "report.json").read_bytes())
-    return found
 
 
 def _all(home: Path) -> list[Begun]:

@@ -61,6 +61,7 @@ def test_a_fleet_has_all_its_files_and_secrets_are_their_owners(tmp_path, capsys
     config = check.read((home / "update.toml").read_text())
     assert config.shards.num_clients == 3
     assert config.shards.split == "local"
+    assert config.data.options["test"] == str(home / "server" / "test.csv")
     assert config.keyholder.options["address"] == "fl.example.org:9095"
     said = capsys.readouterr().out
     assert f"perennial server {home}/server/server.toml" in said
@@ -88,12 +89,14 @@ def test_units_and_compose_are_well_formed_and_name_every_party(tmp_path):
     assert composed["services"]["client-02"]["command"].endswith("client-02/client.toml")
     assert "perennial-fl==" in (home / "Dockerfile").read_text()
     units = {path.name for path in (home / "systemd").iterdir()}
-    assert units == {f"perennial-{name}.service" for name in parties | {"update"}} | {
+    assert units == {f"perennial-{name}.service" for name in parties | {"update", "proxy"}} | {
         "perennial-update.timer"
     }
     for path in (home / "systemd").iterdir():
         text = path.read_text()
-        assert ("Restart=always" in text) == (path.stem.removeprefix("perennial-") in parties)
+        assert ("Restart=always" in text) == (
+            path.stem.removeprefix("perennial-") in parties | {"proxy"}
+        )
         assert str(home) in text or path.suffix == ".timer"
     held = (home / "systemd" / "perennial-keyholder.service").read_text()
     assert "PERENNIAL_KEY_PASSPHRASE_FILE=%d/passphrase" in held
@@ -101,7 +104,15 @@ def test_units_and_compose_are_well_formed_and_name_every_party(tmp_path):
         pytest.skip("systemd-analyze is not here: the units are not verified")
     paths = [str(path) for path in (home / "systemd").iterdir()]
     done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True)
-    assert not [line for line in done.stderr.splitlines() if "perennial-" in line], done.stderr
+    said = [line for line in done.stderr.splitlines() if "perennial-" in line]
+    assert not [line for line in said if "/usr/sbin/nginx" not in line], done.stderr
+
+
+def test_the_embedded_sample_is_dealt_among_machines_too(tmp_path):
+    make(tmp_path / "fleet", PLAIN + '[shards]\nsplit = "iid"\n', **OPTIONS)
+    client = read_client(tmp_path / "fleet" / "client-02" / "client.toml")
+    assert (client.index, client.clients, dict(client.node)) == (1, 3, {})
+    assert check.read((tmp_path / "fleet" / "update.toml").read_text()).shards.split == "iid"
 
 
 def test_nginx_takes_the_proxys_config(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from asking import NOTHING, answered, client, delta, start, task_of
 
-from perennial.client.site import Site
+from perennial.client.site import Site, forget_site, open_site
 from perennial.core.errors import PerennialError, RunError
 
 TEXT = """
@@ -284,3 +284,19 @@ name = "tiny"
     one = client(own, tmp_path)
     assert len(own.shards.of(one.index, "shop", "train")) == 0
     assert len(own.shards.of(one.index, "bank", "train")) > 0
+
+
+def test_records_that_changed_on_the_disk_are_read_again(tmp_path):
+    path = tmp_path / "own.csv"
+    rows = ["text,label,domain", *(f"request {i},{'ab'[i % 2]},one" for i in range(20))]
+    path.write_text("\n".join(rows))
+    text = TEXT.replace('"sample"', f'"csv"\ntrain = "{path}"').replace('"dirichlet"', '"iid"')
+    text = text.replace("num_clients = 3", "num_clients = 1")
+    forget_site()
+    first = open_site(text)
+    assert open_site(text) is first
+    path.write_text("\n".join([*rows, *(f"more {i},{'ab'[i % 2]},one" for i in range(20))]))
+    second = open_site(text)
+    assert len(second.stream.splits.train) > len(first.stream.splits.train)
+    assert open_site(text) is second
+    forget_site()

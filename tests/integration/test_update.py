@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from perennial.cli.releasing import trust
 from perennial.cli.updating import GATED_OUT, update
 from perennial.core.errors import ConfigError, DataError, RunError
 from perennial.data import sample
-from perennial.server import releases, updates
+from perennial.server import release_proofs, releases, updates
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -139,7 +140,7 @@ def test_three_weeks_under_one_ledger_a_poisoned_fourth_and_a_rollback(tmp_path,
     assert releases.rollback(home).number == 2
     assert time.monotonic() - started < 1.0
     trusted = trust(home / f"{releases.KEY}.pub")
-    assert releases.verify(home, 3, trusted) == []
+    assert release_proofs.verify(home, 3, trusted) == []
     card = releases.read(home, 3).card
     assert card["parent"]["number"] == 2
     assert card["clients"] == 3
@@ -187,7 +188,7 @@ def test_an_update_that_is_killed_goes_on_and_is_released_once(wait, tmp_path):
     assert found.card["adapter_hash"] == releases.in_service(whole).card["adapter_hash"]
     assert len([r for r in releases.all_of(broken) if r.card["domain"] == "clinic"]) == 1
     trusted = trust(broken / f"{releases.KEY}.pub")
-    assert releases.verify(broken, 2, trusted) == []
+    assert release_proofs.verify(broken, 2, trusted) == []
 
 
 def test_after_a_rollback_the_next_update_begins_at_the_release_in_service(tmp_path):
@@ -297,6 +298,37 @@ def test_faults_are_named_and_write_nothing(tmp_path):
         path.unlink()
     with pytest.raises(DataError, match="run behind the release"):
         run(tiny(home, run__seed=12))
+
+
+def test_what_is_damaged_is_named_before_anything_is_trained(tmp_path, capsys):
+    home = tmp_path / "home"
+    assert run(tiny(home)) == 0
+    said(capsys)
+    assert run(tiny(home), "bank") == 0
+    assert said(capsys)["why"] == "domain 'bank' is learnt"
+    whole = tmp_path / "whole"
+    shutil.copytree(home, whole, symlinks=True)
+    behind = next((home / "updates").iterdir())
+    for path, words in (
+        (home / "releases" / "0001" / "report.json", "not the file that was released"),
+        (behind / "events.jsonl", "events.jsonl is missing"),
+        (next((behind / "knowledge").iterdir()), "is missing"),
+        (next((behind / "checkpoints").glob("*-00000.npz")), "run behind the release"),
+    ):
+        text = path.read_bytes()
+        path.write_bytes(b"{") if "report" in path.name else path.unlink()
+        for dry_run in (True, False):
+            with pytest.raises(DataError, match=words):
+                run(tiny(home), "clinic", dry_run=dry_run)
+        path.write_bytes(text)
+    assert sorted(p.name for p in (home / "updates").iterdir()) == [behind.name]
+    for odd in (
+        str(tmp_path / "whole" / "releases" / "0001" / "report.json"),
+        "~nobody7",
+        "a\\u0000b",
+    ):
+        with pytest.raises(ConfigError, match=r"update\.home"):
+            run(tiny(odd))
 
 
 def test_the_command_line_shows_releases(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from perennial.cli.releasing import signer, trust
 from perennial.core.errors import DataError
-from perennial.server import releases
+from perennial.server import release_proofs, releases
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_release_holds_copies_their_hashes_and_its_parent(home, key, trusted):
     assert second.card["parent"] == {"number": 1, "digest": first.digest}
     assert [r.number for r in releases.all_of(home)] == [1, 2]
     assert releases.in_service(home) == first  # until it is promoted
-    assert releases.verify(home, 2, trusted) == []
+    assert release_proofs.verify(home, 2, trusted) == []
     assert not list((home / "releases").glob(".new-*"))
 
 
@@ -134,9 +134,9 @@ def spoil_no_signature(release):
 )
 def test_what_is_changed_is_found(spoil, words, home, key, trusted):
     release = made(home, key)
-    assert releases.verify(home, 1, trusted) == []
+    assert release_proofs.verify(home, 1, trusted) == []
     spoil(release)
-    faults = releases.verify(home, 1, trusted)
+    faults = release_proofs.verify(home, 1, trusted)
     assert len(faults) == 1
     assert words in faults[0]
     if spoil not in (spoil_card, spoil_signature, spoil_no_signature):
@@ -156,7 +156,7 @@ def test_another_hand_and_a_rewritten_parent_are_found(home, key, trusted, tmp_p
         "signature": stranger.sign(text.read_bytes()),
     }
     (text.parent / "release.sig").write_text(json.dumps(mark))
-    faults = releases.verify(home, 2, trusted)
+    faults = release_proofs.verify(home, 2, trusted)
     assert any("not the parent" in fault for fault in faults)
     assert any("who is not trusted" in fault for fault in faults)
 
@@ -219,6 +219,6 @@ def test_a_process_killed_at_any_moment_leaves_only_whole_releases(home, key, tr
         found = releases.all_of(home)
         assert found
         for release in found[-3:]:
-            assert releases.verify(home, release.number, trusted) == []
+            assert release_proofs.verify(home, release.number, trusted) == []
         assert releases.in_service(home).number >= found[-1].number - 1
     releases.cut(home, {}, {}, key)  # the lock died with its holder
