@@ -42,6 +42,7 @@ DOORS = {
     "tensorboard": ("server/tensorboard.py",),
     "pyarrow": ("data/parquet.py",),
     "datasets": ("data/hub.py",),
+    "gguf": ("export/gguf.py",),
     "avalanche": ("simulations/avalanche_streams.py",),
 }
 
