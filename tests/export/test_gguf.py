@@ -341,6 +341,7 @@ def test_a_window_shorter_than_the_context_is_named(parrot, tmp_path):
     assert gguf.write(model, parrot[1], tmp_path / "m.gguf").num_tensors == 12
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_that_is_not_merged_is_named(parrot, tmp_path):
     import peft
 
