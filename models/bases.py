@@ -59,6 +59,23 @@ def load(base: str, auto_class: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def tokenizer(folder: Path) -> Any:
+    """The tokenizer that lies in `folder`, in Hugging Face format.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    try:
+        if not folder.is_dir():
+            raise OSError("no such folder")
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"no tokenizer can be loaded from {folder}: {error}. Give the folder that holds "
+            "tokenizer.json and tokenizer_config.json, such as the base's own."
+        ) from error
+
+
 def _need_whole(base: str, missing: Iterable[str]) -> None:
     # transformers fills what the weights lack with random numbers, other ones in each process.
     lacking = sorted(name for name in missing if "pooler" not in name)

@@ -48,6 +48,7 @@ DOORS = {
     "tensorboard": ("server/tensorboard.py",),
     "pyarrow": ("data/parquet.py",),
     "datasets": ("data/hub.py",),
+    "gguf": ("export/gguf.py",),
     "avalanche": ("simulations/avalanche_streams.py",),
 }
 
