@@ -34,6 +34,10 @@ def run() -> None:
     except PerennialError as error:
         typer.secho(f"perennial: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        typer.secho(f"perennial: {what}. What was done is kept.", err=True, fg="red")
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("perennial: interrupted", err=True)
         sys.exit(130)

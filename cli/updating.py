@@ -33,6 +33,7 @@ GATED_OUT = 3
 """Exit code of an update that did not pass its gate: the release before stays in service."""
 
 _NOTHING = "nothing"
+_CUT_SHORT = "the call that released it was cut short before it could say so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,10 @@ def update(
     limits = _limits(config)
     home = _home(limits)
     with nullcontext() if dry_run else updates.only_one(home):
+        mended = None if dry_run else updates.mend(home)
+        if mended is not None and (domain or limits.domain) in ("", *mended.card["domains"]):
+            plan = Plan(text, limits, home, updates.known(home), mended.card["domains"], "")
+            return _tell(_summary(plan, mended.state, _CUT_SHORT, mended), as_json)
         plan = planned(text, config, limits, home, domain)
         if not plan.new:
             named = domain or limits.domain

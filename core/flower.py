@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import socket
@@ -13,6 +14,10 @@ from .files import write_atomically
 
 SECRET = "tasks.secret"
 """File of what a node or server asks of whoever takes its tasks."""
+
+RUN = "flower-run.json"
+"""File, in a run's folder, with the id of the Flower run that works on it; empty from the moment
+in which one is asked for until it is known."""
 
 _SECRET_BYTES = 48
 
@@ -53,6 +58,20 @@ def secret(folder: Path) -> Path:
     if not path.exists():
         write_atomically(path, secrets.token_hex(_SECRET_BYTES), 0o600)
     return path
+
+
+def run_of(folder: Path) -> str | None:
+    """Id of the Flower run that works on a run's folder.
+
+    Empty where one was asked for and its id is not known; None where none was asked for.
+    """
+    path = folder / RUN
+    return str(json.loads(path.read_bytes())["run-id"]) if path.exists() else None
+
+
+def note_run(folder: Path, found: str) -> None:
+    """Write down which Flower run works on a run's folder."""
+    write_atomically(folder / RUN, json.dumps({"run-id": found}))
 
 
 def answers(address: str) -> bool:

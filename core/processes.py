@@ -66,6 +66,7 @@ class _Life:
     since: float = 0.0
     again_at: float = 0.0
     pause_s: float = _FIRST_S
+    left: int = 0
     deaths: int = 0
     was_up: bool = False
     state: str = DOWN
@@ -140,6 +141,8 @@ class Watch:
 
     def _start(self, life: _Life) -> None:
         program = life.program
+        _tell(life.left, signal.SIGKILL)  # it was told to stop when the program died
+        life.left = 0
         with (self.logs / f"{program.name}.log").open("ab") as log:
             life.process = subprocess.Popen(
                 list(program.command),
@@ -167,6 +170,10 @@ class Watch:
 
     def _died(self, life: _Life, code: int) -> None:
         name, lived = life.program.name, time.monotonic() - life.since
+        if life.process is not None:
+            # What it had started itself would live on, and do its work beside the next one's.
+            life.left = life.process.pid
+            _tell(life.left, signal.SIGTERM)
         life.process, life.state = None, DOWN
         life.deaths += 1
         if not life.was_up and life.deaths >= _DEATHS:
@@ -191,20 +198,25 @@ class Watch:
     def _stop(self, life: _Life) -> None:
         process = life.process
         if process is None:
+            _tell(life.left, signal.SIGKILL)
             return
         for sign, patience in ((signal.SIGTERM, life.program.stop_s), (signal.SIGKILL, 10.0)):
-            with contextlib.suppress(ProcessLookupError):
-                # Its whole session: a program may have started others.
-                os.killpg(process.pid, sign)
+            _tell(process.pid, sign)
             try:
                 process.wait(patience)
                 break
             except subprocess.TimeoutExpired:
                 logger.warning("%s: did not stop in %.0f s", life.program.name, patience)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _tell(process.pid, signal.SIGKILL)
         life.process, life.state = None, DOWN
         logger.info("%s: stopped", life.program.name)
+
+
+def _tell(group: int, sign: int) -> None:
+    """Send a signal to a program and all that it started; nothing where none of it is left."""
+    if group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, sign)
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from ..core import check, plugins, signed, wire
+from ..core import check, flower, plugins, signed, wire
 from ..core.errors import PerennialError, RunError
 from ..core.log import logged, placed
 from ..core.parts import Reply
@@ -54,6 +54,8 @@ def main(grid: Grid, context: Context) -> None:
 
     folder = _folder(text, str(context.run_config.get(wire.FOLDER_KEY, "")))
     announce(folder)
+    if flower.run_of(folder) == "":  # whoever asked for this run does not know its id, or died
+        flower.note_run(folder, str(context.run_id))
     keyholder = json.loads(str(context.run_config.get(wire.KEYHOLDER_KEY, "")) or "{}")
     if followed():
         folder.mkdir(parents=True, exist_ok=True)

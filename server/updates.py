@@ -159,6 +159,25 @@ def conclude(home: Path, begun: Begun, limits: Update, signer: Signer) -> tuple[
     return _read(begun.folder), checks
 
 
+def mend(home: Path) -> Begun | None:
+    """Have updates that died between their promotion and their card say that they were released.
+
+    The one behind the release in service, where that was such an update; else None.
+    """
+    present = releases.in_service(home)
+    number = present.number if present else None
+    were = {number, *(change["to"] for change in releases.history(home))}
+    found = None
+    for begun in _all(home):
+        own = _released(home, begun) if begun.state == RUNNING else None
+        if own is None or own not in were:
+            continue
+        told = {"release": own, "checks": releases.read(home, own).card["checks"]}
+        _write_card(begun.folder, {**begun.card, **told, "state": RELEASED})
+        found = _read(begun.folder) if own == number else found
+    return found
+
+
 def known(home: Path) -> list[str]:
     """Names of the domains that the release in service has learnt, in order."""
     present = releases.in_service(home)

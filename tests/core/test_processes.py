@@ -102,6 +102,31 @@ def test_a_program_that_dies_is_started_again_and_the_others_live_on(tmp_path):
     assert watch.starts() == {"one": 2, "two": 1}
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+def test_what_a_dead_program_started_ends_before_it_is_started_again(deaf, tmp_path):
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if deaf else ""
+    parent = (
+        "import os, pathlib, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import signal, time; {ignore}"
+        "print(flush=True); time.sleep(600)'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "with open(sys.argv[1], 'a') as file: file.write(f'{os.getpid()} {child.pid}\\n')\n"
+        "time.sleep(600)\n"
+    )
+    mark = tmp_path / "pids"
+    part = Program("parent", [sys.executable, "-c", parent, str(mark)], mark.exists)
+    watch = Watch([part], tmp_path / "logs")
+
+    def pids():
+        return [tuple(map(int, line.split())) for line in mark.read_text().splitlines()]
+
+    watch.run(until(lambda: mark.exists() and len(pids()) == 2), lambda: os.kill(pids()[0][0], 9))
+    end = time.monotonic() + 10
+    while any(alive(pid) for life in pids() for pid in life):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_program_that_never_comes_up_ends_the_watch_with_its_last_words(tmp_path):
     broken = Program("broken", [sys.executable, "-c", "raise SystemExit('no such key')"], bool)
     with pytest.raises(RunError, match=r"(?s)broken must come up.*code 1.*no such key"):

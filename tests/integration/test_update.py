@@ -222,6 +222,39 @@ def test_a_crash_between_release_and_promotion_promotes_it_and_cuts_no_other(tmp
     assert releases.in_service(home).number == 1
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_a_crash_after_promotion_ends_in_its_card_and_learns_no_other(
+    back, tmp_path, monkeypatch, capsys
+):
+    home = tmp_path / "home"
+    assert run(tiny(home)) == 0
+    write = updates._write_card
+
+    def dead(folder, card):
+        if card["state"] == updates.RELEASED:
+            raise KeyboardInterrupt
+        write(folder, card)
+
+    monkeypatch.setattr(updates, "_write_card", dead)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(home))
+    monkeypatch.undo()
+    assert releases.in_service(home).number == 2
+    if back:  # what was taken back since stays so
+        releases.rollback(home)
+    capsys.readouterr()
+    assert run(tiny(home)) == 0
+    told = said(capsys)
+    assert told["state"] == "released"
+    assert ("taken back" if back else "cut short") in told["why"]
+    assert told["in_service"] == releases.in_service(home).number == 2 - back
+    assert len(list((home / "updates").iterdir())) == 2
+    if not back:
+        assert told["domains"] == ["clinic"]
+        assert run(tiny(home)) == 0
+        assert said(capsys)["domains"] == ["telecom"]
+
+
 def test_a_release_that_was_put_in_service_meanwhile_stays_there(tmp_path, monkeypatch):
     home = tmp_path / "home"
     for _ in range(2):
