@@ -9,19 +9,24 @@ public for this is used in this file alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Error, Message, Metadata
+from flwr.app import Array, Error, Message, Metadata
 from flwr.app.message import make_message
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
@@ -144,6 +149,8 @@ class _Fetcher:
             )
         )
         try:
+            if sum(_unfolded(part, partial.parts) for part in partial.parts.values()) > self._most:
+                return _given_up(partial.head, "too large")
             message = inflate_object_from_contents(head.message_id, partial.parts)
         except Exception:  # a node may have sent anything: the round goes on without it
             return _given_up(partial.head, "malformed message")
@@ -154,6 +161,16 @@ class _Fetcher:
         ):
             return _given_up(partial.head, "malformed message")
         return message
+
+
+def _unfolded(part: bytes, parts: Mapping[str, bytes]) -> int:
+    """Bytes of an array put together: it may name one part a million times."""
+    kind, children, _ = get_object_head_values_from_object_content(part)
+    if kind != Array.__name__:
+        return 0
+    named = json.loads(get_object_body(part, Array))["arraychunk_ids"]
+    sizes = [len(parts[child]) for child in children]
+    return sum(sizes[place] for place in named)
 
 
 def _parts_of(tree: ObjectTree) -> list[str]:

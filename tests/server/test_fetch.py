@@ -112,6 +112,17 @@ def test_what_is_too_large_or_lost_is_given_up_by_its_node_and_name(link):
     assert len(link.confirmed) == 1
 
 
+def test_one_part_that_is_named_again_and_again_is_too_large(link):
+    head, tree, parts = sent(12, bytes(40 << 20))  # eight times the same five MB
+    assert sum(map(len, parts.values())) < 6 << 20
+    link.heads["m12"], link.parts = (head, tree), parts
+    with fetching(Grid(link), 20 << 20) as fetch:
+        assert fetched(fetch, 12) == {12: "too large"}
+    link.heads["m12"] = head, tree
+    with fetching(Grid(link), 41 << 20) as fetch:
+        assert fetched(fetch, 12) == {12: bytes(40 << 20)}
+
+
 def test_a_tree_of_too_many_parts_is_not_fetched_at_all(link):
     link.add(11, b"x")
     tree = link.heads["m11"][1]
