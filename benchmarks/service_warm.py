@@ -94,7 +94,7 @@ def rollback(quick: bool) -> list[Row]:
         )
         config = Path(name) / "update.toml"
         config.write_text(
-            f'{text}[update]\nhome = "{home}"\nmin_accuracy = 0.0\nmin_gain = -100.0\n'
+            f'{text}[update]\nhome = "{home}"\nmin_accuracy = 0.0\nmin_gain = 0.0\n'
             "max_loss = 100.0\n"
         )
         for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from ..core import check
 from ..core.errors import DataError
 from ..core.files import write_atomically
+from .configs import settled, text_of
+from .settling import settle
 
 ALARM = 4
 """Exit code where there is drift."""
@@ -35,7 +38,8 @@ def drift(
         in_order: windows follow the order of the data instead of being drawn.
         json: print the result as JSON instead of a table.
         page: where an HTML page is written.
-        update: the TOML text of the run to start where there is drift.
+        update: the TOML text of the run to start where there is drift; where it has `[update]`, the
+            next domain is learnt over the release in service.
 
     Raises:
         PerennialError: config, data or model are at fault, or the update cannot go on.
@@ -45,9 +49,6 @@ def drift(
     if window < LEAST:
         raise DataError(f"--window must be {LEAST} or more; got {window}")
     config = check.read(text)
-    # What would fail after minutes of work fails now.
-    if update is not None:
-        check.read(update)
     if page is not None and not page.absolute().parent.is_dir():
         raise DataError(f"--page {page} must lie in a folder that is there; make it first")
     from ..simulations.drift import run_drift
@@ -65,11 +66,35 @@ def drift(
     return bool(result["drift"])
 
 
-def _start(update: str, *, json: bool) -> None:
-    from .simulating import start
+def to_start(file: Path, *, quiet: bool) -> str:
+    """The TOML text of the run that an alarm starts: what would fail after the watch fails now.
 
-    _say(f"drift: starting the update {check.read(update).run.name!r}")
-    start(update, "", quiet=False, json=json)
+    Raises:
+        PerennialError: the config is at fault.
+    """
+    text = text_of(file, None)
+    if _is_update(text):  # settled anew by the update itself, for the domains that it learns
+        check.read(settle(text, domains=1)[0])
+        return text
+    text = settled(file, None, quiet=quiet)
+    check.read(text)
+    return text
+
+
+def _is_update(text: str) -> bool:
+    return "update" in tomllib.loads(text)
+
+
+def _start(text: str, *, json: bool) -> None:
+    from .simulating import start
+    from .updating import update
+
+    if _is_update(text):
+        _say("drift: starting the update of the model in service")
+        update(text, "", dry_run=False, again=False, quiet=json, as_json=json)
+    else:
+        _say(f"drift: starting the update {check.read(text).run.name!r}")
+        start(text, "", quiet=False, json=json)
 
 
 def _write_page(path: Path, result: Mapping[str, Any]) -> None:

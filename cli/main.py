@@ -172,10 +172,10 @@ def drift(
     settings: Settings = None,
 ) -> None:
     """Hold new records against those learnt from; exit code 4 where they look different."""
-    from .drifting import ALARM
+    from .drifting import ALARM, to_start
     from .drifting import drift as watch
 
-    start = None if update is None else settled(update, None, quiet=json)
+    start = None if update is None else to_start(update, quiet=json)
     text = text_of(file, settings)
     if watch(text, new, window=window, in_order=in_order, json=json, page=page, update=start):
         raise typer.Exit(ALARM)

@@ -73,6 +73,9 @@ def runs(tally: Tally) -> Source:
         yield _counter("perennial_rejected", words, "cause", tally.rejected)
         words = "Largest epsilon that a client said it has spent."
         yield _gauge("perennial_epsilon", words, "unit", tally.epsilon)
+        left = {u: most - tally.epsilon.get(u, 0.0) for u, most in tally.promised.items()}
+        words = "What is left of the epsilon that the newest run promises."
+        yield _gauge("perennial_epsilon_left", words, "unit", left)
         yield _gauge("perennial_accuracy", "Newest accuracy, 0..1.", "domain", tally.accuracy)
         for name, figure in tally.state.items():
             yield GaugeMetricFamily(f"perennial_run_{name}", f"Of the newest run: {name}.", figure)
@@ -96,6 +99,10 @@ def work(path: Path) -> Source:
         yield _counter("perennial_task_seconds", "Seconds of tasks.", "kind", seconds)
         words = "How often model and data were loaded."
         yield CounterMetricFamily("perennial_loads", words, value=told.get("loads", 0))
+        if "gradient_norm" in told:
+            words = "Norm of the gradient of the last step of the last round."
+            norm = told["gradient_norm"]
+            yield GaugeMetricFamily("perennial_gradient_norm", words, value=norm)
         words = "Most memory of a GPU that was in use."
         yield GaugeMetricFamily("perennial_gpu_bytes", words, value=told.get("gpu_bytes", 0))
 

@@ -7,6 +7,7 @@ alone (its shard, its folder) is kept apart by its index.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -65,6 +66,7 @@ class Site:
             partial=self.config.shards.split == "local",
         )
         self._sums = 0
+        self.gradient_norm = math.nan  # of the last step that was taken; it stays on this machine
         self.shards = Shards(self.config, self.model, self.stream)
         self.holdings = Holdings(self.shards, self.stream)
 
@@ -177,6 +179,9 @@ class Site:
     def _phase(self, asked: Asked, summary: Vector) -> Phase:
         return asked.phase(summary, partial(self._summed, asked))
 
+    def _observe(self, norm: float) -> None:
+        self.gradient_norm = norm
+
     def _update(self, asked: Asked, params: Vector, summary: Vector, salt: str) -> Update:
         client, task = asked.client, asked.task
         ticket, table = task.ticket, self.config.train
@@ -211,6 +216,7 @@ class Site:
             asked.answers(),
             generator(phase.seed, "batches", ticket.round),
             counts,
+            self._observe,
         )
         parts = self.model.manifest.slices(trainable)
         change = self.model.vector() - params

@@ -65,6 +65,7 @@ def train(
     answers: Sequence[int],
     rng: np.random.Generator,
     counts: Sequence[int] = (),
+    observe: Callable[[float], None] = lambda norm: None,
 ) -> float:
     """Train `model` in place on `encoded`; the mean loss over the records seen (0 if none).
 
@@ -84,6 +85,7 @@ def train(
             arXiv:2104.05025, section 4).
         rng: draws the batches of non-private training.
         counts: of the round's records with each label; where given, the loss is a balanced one.
+        observe: told the Euclidean norm of the gradient of the last step, noise and pulls in it.
     """
     named = {n: p for n, p in model.parameters().items() if n in trainable}
     # What is masked altogether needs no gradient: a round that moves the head alone is cheap.
@@ -113,6 +115,9 @@ def train(
             _pull(parameters, forces.pulls)
             _masked_step(optimizer, parameters, forces.mask(parameters))
             session.stepped()
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    if drawn and gradients:
+        observe(float(torch.nn.utils.get_total_norm(gradients)))
     return float(total) / count if count else 0.0
 
 

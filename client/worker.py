@@ -35,7 +35,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from ..core.files import write_atomically
-from .app import app
+from .app import FIGURES, app
 from .site import loads
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Done:
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         if self.path is None:
             return
-        told = {"tasks": self.tasks, "seconds": self.seconds, "loads": loads()}
+        told = {"tasks": self.tasks, "seconds": self.seconds, "loads": loads(), **FIGURES}
         told["gpu_bytes"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         try:
             write_atomically(self.path, json.dumps(told))

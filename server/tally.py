@@ -35,6 +35,9 @@ def announce(folder: Path) -> None:
             file.write(json.dumps(str(folder.resolve())) + "\n")
 
 
+_PROMISES = (("example", "privacy"), ("user", "user_privacy"))
+
+
 @dataclass(slots=True)
 class Tally:
     """Follows the logs of all runs that were announced; not for several threads.
@@ -49,6 +52,7 @@ class Tally:
         bytes_down: to clients.
         seconds: of finished rounds, together.
         epsilon: unit -> the largest that a client said it has spent.
+        promised: unit -> the epsilon that the newest run promises.
         accuracy: domain -> its newest, 0..1.
         state: `domain`, `round`, `loss` of the newest round, and `finished`, 0 or 1.
     """
@@ -62,6 +66,7 @@ class Tally:
     bytes_down: int = 0
     seconds: float = 0.0
     epsilon: dict[str, float] = field(default_factory=dict)
+    promised: dict[str, float] = field(default_factory=dict)
     accuracy: dict[str, float] = field(default_factory=dict)
     state: dict[str, float] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
@@ -124,6 +129,11 @@ class Tally:
 
     def _begun(self, event: Event) -> None:
         self.state["finished"] = 0.0
+        if event["event"] != "run_started":
+            return
+        config = table(event.get("config"))
+        found = {unit: number(table(config.get(name)).get("epsilon")) for unit, name in _PROMISES}
+        self.promised = {unit: epsilon for unit, epsilon in found.items() if epsilon is not None}
 
     def _over(self, event: Event) -> None:
         self.state["finished"] = 1.0

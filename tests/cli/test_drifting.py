@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from perennial.cli.drifting import ALARM, drift
+from perennial.cli.drifting import ALARM, drift, to_start
 from perennial.core.errors import ConfigError, DataError
+from perennial.server import releases
 from perennial.simulations.drift import read_new
 from perennial.simulations.drift_page import page, verdict
 
@@ -187,6 +188,22 @@ def test_an_alarm_starts_the_update(text, capsys, tmp_path, monkeypatch):
     assert json.loads((run / "report.json").read_text())["learnt"] == 2
 
 
+@pytest.mark.integration
+def test_an_alarm_updates_the_model_in_service(text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "update.toml"
+    home = tmp_path / "service"
+    first = f'{text}[update]\nhome = "{home}"\nmax_loss = 100.0\nmin_accuracy = 0.0\n'
+    file.write_text(first + "min_gain = 0.0\n")
+    start = to_start(file, quiet=True)
+    for number in (1, 2):
+        assert drift(text, None, window=30, json=True, page=None, update=start)
+        said = capsys.readouterr()
+        assert "starting the update of the model in service" in said.err
+        assert releases.in_service(home).number == number
+    assert releases.in_service(home).card["domains"] == ["old", "new"]
+
+
 def test_without_an_alarm_no_update_starts(old_only, tmp_path, capsys):
     path = tmp_path / "requests.csv"
     write(path, lines(OLD, "", 20, 5))
@@ -209,7 +226,11 @@ def test_what_cannot_be_answered_is_refused_in_one_message(text, old_only, tmp_p
     assert "must end in one of .csv, .jsonl, .parquet" in refused(old_only, tmp_path / "x.txt")
     assert "--window must be 20 or more; got 19" in refused(text, window=19)
     assert "half a window of 900" in refused(text, window=900)
-    assert "[train.epoch]" in refused(text, update=text.replace("epochs", "epoch"))
+    file = tmp_path / "update.toml"
+    for more in ("", '[update]\nhome = "service"\n'):
+        file.write_text(text.replace("epochs", "epoch") + more)
+        with pytest.raises(ConfigError, match=r"train\.epoch"):
+            to_start(file, quiet=True)
     path = tmp_path / "requests.csv"
     write(path, [("a", "b")] * 30, ("said", "by"))
     assert "column 'text'; got 'said', 'by'" in refused(old_only, path)

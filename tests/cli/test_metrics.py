@@ -43,6 +43,7 @@ def test_runs_tell_rounds_rejections_and_spent_privacy(tmp_path):
     tally = Tally(tmp_path / "none", rounds=4, replies=9, bytes_up=100, seconds=2.5)
     tally.rejected['late "quoted"\n'] = 2
     tally.epsilon["example"] = 1.5
+    tally.promised |= {"example": 8.0, "user": 3.0}
     tally.accuracy["bank"] = 0.75
     tally.state["loss"] = 0.5
     found = parsed(text_of(runs(tally)))
@@ -51,6 +52,8 @@ def test_runs_tell_rounds_rejections_and_spent_privacy(tmp_path):
     assert found["perennial_up_bytes_total",] == 100.0
     assert found["perennial_rejected_total", 'late "quoted"\n'] == 2.0
     assert found["perennial_epsilon", "example"] == 1.5
+    assert found["perennial_epsilon_left", "example"] == 6.5
+    assert found["perennial_epsilon_left", "user"] == 3.0
     assert found["perennial_accuracy", "bank"] == 0.75
     assert found["perennial_run_loss",] == 0.5
 

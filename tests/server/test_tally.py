@@ -4,7 +4,8 @@ import json
 
 from perennial.server.tally import RUNS, Tally, announce
 
-START = {"event": "run_started", "time": 1.0}
+CONFIG = {"privacy": {"name": "dp_sgd", "epsilon": 8.0}, "user_privacy": {"name": "off"}}
+START = {"event": "run_started", "time": 1.0, "config": CONFIG}
 ROUND = [
     {"event": "round_started", "time": 2.0, "domain": 0, "round": 0, "bytes_down": 30},
     {"event": "reply", "time": 3.0, "ok": True, "bytes_up": 10, "epsilon": {"example": 1.5}},
@@ -38,6 +39,7 @@ def test_a_run_is_counted_as_it_goes(tmp_path, monkeypatch):
     assert (tally.replies, dict(tally.rejected)) == (1, {"late": 1})
     assert (tally.rounds, tally.seconds, tally.bytes_up, tally.bytes_down) == (1, 2.5, 12, 30)
     assert tally.epsilon == {"example": 1.5}
+    assert tally.promised == {"example": 8.0}
     assert tally.accuracy == {"bank": 0.8}
     write(tmp_path / "one", [{"event": "run_finished", "time": 9.0}])
     tally.follow()
