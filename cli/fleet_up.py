@@ -19,6 +19,7 @@ from ..core.processes import Program, Watch
 from ..privacy.keys import PASSPHRASE, PASSPHRASE_FILE
 from .provisioning import KEYHOLDER, SERVER, UPDATE
 from .stopping import stopping
+from .updating import GATED_OUT
 
 _STOP_S = 90.0  # a service stops parts of its own
 
@@ -35,9 +36,15 @@ def up(home: Path, updates: int) -> None:
     """
     watch = Watch(_parties(home.resolve()), home / "logs")
     made = _Updates(home / UPDATE, updates)
-    with stopping() as stopped:
-        watch.run(lambda: stopped() or made.over(), made.begin)
-    if made.failed:
+    try:
+        with stopping() as stopped:
+            watch.run(lambda: stopped() or made.over(), made.begin)
+    finally:
+        made.stop()
+    if made.failed == GATED_OUT:
+        typer.echo("an update was gated out; what was in service before stays there")
+        raise typer.Exit(GATED_OUT)
+    if made.failed > 0:
         raise RunError(f"an update failed with code {made.failed}; logs are in {home / 'logs'}")
 
 
@@ -99,6 +106,7 @@ class _Updates:
     def __init__(self, file: Path, count: int) -> None:
         self.failed = 0
         self._file, self._left, self._done = file, count, threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
         """All parties are up: say so, and make the updates."""
@@ -110,11 +118,18 @@ class _Updates:
         """Whether all updates were made, or one failed."""
         return self._done.is_set()
 
+    def stop(self) -> None:
+        """End the update that is under way; the next call goes on with it."""
+        self._left = 0
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
     def _make(self) -> None:
         try:
             while self._left and not self.failed:
                 self._left -= 1
-                command = _perennial("update", self._file)
-                self.failed = subprocess.run(command, check=False).returncode
+                self._process = subprocess.Popen(_perennial("update", self._file))
+                self.failed = self._process.wait()
         finally:
             self._done.set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import re
 import secrets
 import shutil
 import tomllib
@@ -34,6 +36,7 @@ UPDATE, SERVER, KEYHOLDER = "update.toml", "server", "keyholder"
 
 _PORTS = {"server": 9092, "status": 9091, "link": 9093, "keyholder": 9095, "client": 9096}
 _PASSPHRASE_BYTES = 24
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _DEFAULT = """\
 # One more domain for the model in service: perennial update update.toml
 [run]
@@ -91,6 +94,11 @@ class Fleet:
     loopback: bool
 
     @property
+    def dialled(self) -> str:
+        """The host as it stands before a port."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def names(self) -> list[str]:
         """Of the clients."""
         return [f"client-{index + 1:02d}" for index in range(self.clients)]
@@ -115,6 +123,8 @@ def make(
     """
     if home.exists() and any(home.iterdir()):
         raise DataError(f"{home} must be new or empty; it holds files. Name another folder.")
+    if not (_is_address(host) if ":" in host else _HOST.fullmatch(host)):
+        raise DataError(f"--host must be a host name or an address; got {host!r}")
     ports = {name: flower.free_port() if loopback else given for name, given in _PORTS.items()}
     ports["server"] = port or ports["server"]
     host = "127.0.0.1" if loopback else host
@@ -159,12 +169,20 @@ def _config(fleet: Fleet, text: str, scheme: Scheme | None) -> str:
     if scheme is not None:
         settings |= {
             "keyholder.name": "service",
-            "keyholder.address": f"{fleet.host}:{fleet.ports['keyholder']}",
+            "keyholder.address": f"{fleet.dialled}:{fleet.ports['keyholder']}",
             "keyholder.ca": str(home / SERVER / "tls" / "ca.pem"),
             "keyholder.certificate": str(home / SERVER / "tls" / "server.pem"),
             "keyholder.key": str(home / SERVER / "tls" / "server.key"),
         }
     return override(text, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _own_records(fleet: Fleet) -> list[str]:
@@ -258,7 +276,7 @@ def _client(
         node["data.train"] = "train.csv"
     status = flower.free_port() if fleet.loopback else _PORTS["client"]
     written = {
-        "server": f"{fleet.host}:{fleet.ports['server']}",
+        "server": f"{fleet.dialled}:{fleet.ports['server']}",
         "status": f"127.0.0.1:{status}",
         "index": index,
         "clients": fleet.clients if dealt else 0,

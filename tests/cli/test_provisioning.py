@@ -124,6 +124,17 @@ def test_nginx_takes_the_proxys_config(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_hosts_may_be_addresses_and_must_be_hosts(tmp_path):
+    home = tmp_path / "six"
+    make(home, "", **{**OPTIONS, "host": "2001:db8::7"})
+    assert read_client(home / "client-01" / "client.toml").server == "[2001:db8::7]:9092"
+    config = check.read((home / "update.toml").read_text())
+    assert config.keyholder.options["address"] == "[2001:db8::7]:9095"
+    for host in ("", "two words", "http://there", "a:b", "name:9092"):
+        with pytest.raises(DataError, match="--host must be"):
+            make(tmp_path / "none", PLAIN, **{**OPTIONS, "host": host})
+
+
 def test_keys_of_two_clients_differ(tmp_path):
     make(tmp_path / "fleet", PLAIN, **OPTIONS)
     one, two = ((tmp_path / "fleet" / f"client-{i:02d}" / "node.key").read_bytes() for i in (1, 2))
