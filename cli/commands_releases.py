@@ -75,3 +75,15 @@ def releases_verify(
     from .releasing import verify
 
     verify(home, number, keys)
+
+
+@releases.command("mirror")
+def releases_mirror(
+    uri: Annotated[str, typer.Argument(help="MLflow's tracking server.", metavar="URI")],
+    name: Annotated[str, typer.Option(help="Of the registered model.")] = "perennial",
+    home: Home = HOME,
+) -> None:
+    """Bring a model in an MLflow registry up to the releases."""
+    from .releasing import mirrored
+
+    mirrored(home, uri, name)

@@ -156,3 +156,11 @@ def _parent(parent: Mapping[str, Any] | None) -> str:
 def _epsilon(card: Mapping[str, Any]) -> str:
     spent = card.get("epsilon")
     return DASH if spent is None else f"{spent:.3g}"
+
+
+def mirrored(home: Path, uri: str, name: str) -> None:
+    """Bring a registered model of MLflow up to the releases."""
+    from ..server.mlflow_mirror import mirror
+
+    fresh = ", ".join(f"{number:04d}" for number in mirror(home, uri, name))
+    typer.echo(f"{name} at {uri}: {f'new {fresh}' if fresh else 'nothing new'}")

@@ -105,6 +105,8 @@ def update(
         _run(plan.text, found.folder, _runner(limits), quiet=quiet or as_json)
         found, checks = updates.conclude(home, found, limits, signer(home))
     summary = _summary(plan, found.state, _outcome(checks), found)
+    if limits.mlflow:
+        _mirror(home, limits)
     return _tell(summary | {"seconds": round(time.monotonic() - started, 1)}, as_json)
 
 
@@ -232,6 +234,16 @@ def _run(text: str, folder: Path, runner: Callable[[str, Path], None], *, quiet:
             raise StoppedError("stopped; the same command goes on with the update") from None
         except RunError as error:
             raise RunError(f"{error}\nDetails: {folder / 'log.txt'}") from error
+
+
+def _mirror(home: Path, limits: Update) -> None:
+    """Have the mirror follow; it is no reason to take a release back."""
+    from ..server.mlflow_mirror import mirror
+
+    try:
+        mirror(home, limits.mlflow, limits.mlflow_model)
+    except RunError as error:
+        typer.echo(f"perennial: {error}. `perennial releases mirror` tries again.", err=True)
 
 
 def _words(plan: Plan) -> str:

@@ -148,6 +148,8 @@ class Update(Table):
         max_client_loss: the same for each client's own score, where clients evaluate.
         min_accuracy: least accuracy of the new domain, 0..1.
         min_gain: least points by which the new domain must be better than before the update.
+        mlflow: of an MLflow registry that follows the releases; empty for none.
+        mlflow_model: name of the registered model there.
     """
 
     home: Annotated[str, Field(min_length=1)] = "service"
@@ -158,6 +160,8 @@ class Update(Table):
     max_client_loss: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
     min_accuracy: Rate = 0.5
     min_gain: Annotated[float, Field(ge=0.0, le=100.0)] = 5.0
+    mlflow: str = ""
+    mlflow_model: Annotated[str, Field(pattern=r"^[\w. -]{1,100}$")] = "perennial"
 
 
 class Config(Table):

@@ -45,6 +45,7 @@ DOORS = {
     "rich": ("cli/",),
     "typer": ("cli/",),
     "prometheus_client": ("cli/metrics.py",),
+    "mlflow": ("server/mlflow_mirror.py",),
     "tensorboard": ("server/tensorboard.py",),
     "pyarrow": ("data/parquet.py",),
     "datasets": ("data/hub.py",),
