@@ -116,7 +116,7 @@ class ClosedForm(nn.Module):
         length = steps.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
         steps = (steps * (STEPS * steps.shape[1] ** 0.5 / length)).clamp(-LIMIT, LIMIT)
         if self.random is not None:
-            steps = (steps @ self.random).relu() / (_SPREAD * steps.shape[1] ** 0.5)
+            steps = (steps @ self.random / (_SPREAD * steps.shape[1] ** 0.5)).relu()
         scores = (steps @ self.weight + self.bias) * self.temperature
         logs = scores.log_softmax(1)
         if not self.blend:

@@ -107,25 +107,25 @@ def export(
     how: Export = plugins.load("export", chosen, options, Export, "export")
     held = held_out(found)
     model = whole(found.model, found.answer)
-    looked = held.test.take(_spread(len(held.test), _LOOKED_AT))
+    looked = held.test.take(spread(len(held.test), _LOOKED_AT))
     gaps = {"merge": need_same(found, model, looked.texts[:32])}
     with tempfile.TemporaryDirectory() as scratch:
         graph = Path(scratch) / "float32.onnx"
         say("writing the graph")
         write_graph(model, graph)
         tokenizer = Path(scratch) / TOKENIZER
-        tokens = _tokens(model, tokenizer, held.test)
+        tokens = tokens_of(model, tokenizer, held.test)
         gaps["graph"] = need_equal(
-            model, graph, [tokens[i] for i in _spread(len(tokens), _LOOKED_AT)],
+            model, graph, [tokens[i] for i in spread(len(tokens), _LOOKED_AT)],
             found.logits(looked),
         )  # fmt: skip
         say(f"making it small: {chosen}")
         small = Path(scratch) / f"{_STEM}{how.suffix}"
         batches = Predictor(None, open_tokenizer(tokenizer), model.labels, 1.0)
-        drawn = _batches(batches.tokens(held.validation.texts), how.batches)
+        drawn = batches_of(batches.tokens(held.validation.texts), how.batches)
         how.write(graph, lambda: drawn, small)
         say(f"measuring on {len(held.test)} held-out records")
-        asked = Asked(tokens, _targets(held.test, model.labels), held.test.domains)
+        asked = Asked(tokens, targets(held.test, model.labels), held.test.domains)
         session, reference = open_session(small), open_session(graph)
         sizes = (small.stat().st_size, graph.stat().st_size)
         figures = measure(session, reference, sizes, asked)
@@ -185,7 +185,7 @@ def held_out(found: Restored) -> Held:
     return Held(test, validation if len(validation) else test)
 
 
-def _tokens(model: Whole, path: Path, records: Records) -> list[list[int]]:
+def tokens_of(model: Whole, path: Path, records: Records) -> list[list[int]]:
     """Write the tokenizer by itself; the ids of the texts, which must be those of the base's own.
 
     Raises:
@@ -213,12 +213,12 @@ def _tokens(model: Whole, path: Path, records: Records) -> list[list[int]]:
     return found
 
 
-def _targets(records: Records, labels: Sequence[str]) -> Any:
+def targets(records: Records, labels: Sequence[str]) -> Any:
     index = {label: i for i, label in enumerate(labels)}
     return np.array([index[target] for target in records.targets], np.intp)
 
 
-def _batches(tokens: Sequence[Sequence[int]], count: int) -> list[Mapping[str, Ids]]:
+def batches_of(tokens: Sequence[Sequence[int]], count: int) -> list[Mapping[str, Ids]]:
     """`count` batches of 32 texts, drawn from all over."""
     chosen = np.random.default_rng(0).permutation(len(tokens))[: 32 * count]
     return [
@@ -233,7 +233,7 @@ def _threshold(session: Any, predictor: Predictor, records: Records) -> float:
     return float(np.quantile(1.0 - chances(logits).max(1), KEPT))
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """At most `most` positions of `count`, from all over."""
     return list(range(0, count, max(1, -(-count // most))))
 

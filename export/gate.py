@@ -208,11 +208,7 @@ def judge(found: Figures, bars: Bars, *, sure: bool) -> list[Check]:
             f"{points(bars.domain_loss / 100)}",
             worst <= max(bars.domain_loss, 100.0 / count) + 1e-9,
         ),
-        Check(
-            "agreement",
-            f"{percent(found.agreement)}; must be {percent(bars.agreement)} or more",
-            100 * (1 - found.agreement) <= max(100 * (1 - bars.agreement), record) + 1e-9,
-        ),
+        _agreed(found, bars.agreement, sure=sure),
         Check(
             "stability",
             f"{100 * found.changed:.2f} % of the answers depend on the batch; at most "
@@ -226,6 +222,23 @@ def judge(found: Figures, bars: Bars, *, sure: bool) -> list[Check]:
         words = f"upper end {points(found.high / 100)}; may be {points(bars.loss / 100)}"
         checks.append(Check("accuracy, surely", words, found.high <= bars.loss + 1e-9))
     return checks
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Both ends of the 95 % interval of a share 0..1 of `count` (Wilson 1927)."""
+    square = _WIDE**2
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    spread = math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    spread *= _WIDE / (1 + square / count)
+    return max(middle - spread, 0.0), min(middle + spread, 1.0)
+
+
+def _agreed(found: Figures, least: float, *, sure: bool) -> Check:
+    """Whether the agreement may be `least`; of few records one more or less is chance."""
+    low, high = share_interval(found.agreement, found.records)
+    span = f"95 % interval {percent(low)} to {percent(high)}"
+    words = f"{percent(found.agreement)}, {span}; must be {percent(least)} or more"
+    return Check("agreement", words, (low if sure else high) >= least - 1e-9)
 
 
 def _worst(found: Figures) -> tuple[str, int, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,28 @@ def write_graph(whole: Whole, path: Path) -> None:
     Raises:
         ModelError: the base holds something that does not become ONNX.
     """
-    device = torch.device("cpu")
-    ids = torch.ones((2, 8), dtype=torch.long, device=device)
-    mask = torch.ones_like(ids)
+    onnx.save(export_module(whole.module), path)
+
+
+def export_module(
+    module: torch.nn.Module,
+    more: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """The graph of a module that takes ids and mask [b, t] and gives `logits` [b, labels].
+
+    Args:
+        module: in eval mode.
+        more: arguments after the first two, by name.
+        shapes: their dynamic axes, by name.
+
+    Raises:
+        ModelError: it holds something that does not become ONNX.
+    """
+    ids = torch.ones((2, 8), dtype=torch.long)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **(more or {})}
     # Given no shapes, the exporter would take those of the example for all there are.
-    shapes = {"input_ids": _AXES, "attention_mask": _AXES}
+    axes = {"input_ids": _AXES, "attention_mask": _AXES, **(shapes or {})}
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -51,13 +69,14 @@ def write_graph(whole: Whole, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own deprecated parts, and of shared names
             program: Any = torch.onnx.export(
-                whole.module,
-                (ids, mask),
+                module,
+                (),
+                kwargs=inputs,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(shapes),
+                input_names=None if more else list(inputs),
                 output_names=["logits"],
-                dynamic_shapes=shapes,
+                dynamic_shapes=axes,
                 external_data=False,
                 verbose=False,
             )
@@ -69,8 +88,8 @@ def write_graph(whole: Whole, path: Path) -> None:
     finally:
         exporter.setLevel(level)
     model = _lean(program.model_proto)
-    onnx.checker.check_model(model, full_check=False)
-    onnx.save(model, path)
+    onnx.checker.check_model(model)
+    return model
 
 
 def _lean(model: onnx.ModelProto) -> onnx.ModelProto:
