@@ -36,7 +36,7 @@ from perennial.core.parts import Export
 from perennial.core.values import Vector
 from perennial.export import apart, merge
 from perennial.export.classifier import Whole, whole
-from perennial.export.exporting import batches_of, spread, targets, tokens_of, export, held_out
+from perennial.export.exporting import batches_of, export, held_out, spread, targets, tokens_of
 from perennial.export.gate import Asked, Figures, measure
 from perennial.export.graph import need_equal, write_graph
 from perennial.export.predictor import Predictor, open_tokenizer
@@ -105,6 +105,7 @@ class InTorch:
         self.module = module
 
     def run(self, names: Any, inputs: Mapping[str, Any], options: Any = None) -> list[Vector]:
+        """The logits alone."""
         ids, mask = (torch.from_numpy(inputs[n]) for n in ("input_ids", "attention_mask"))
         with torch.inference_mode():
             return [self.module(ids, mask).numpy()]
@@ -121,6 +122,7 @@ class InOpenVino:
         self.model = openvino.Core().compile_model(str(path), "CPU", options)
 
     def run(self, names: Any, inputs: Mapping[str, Any], options: Any = None) -> list[Vector]:
+        """The logits alone."""
         return [np.array(self.model(dict(inputs))[0])]
 
 

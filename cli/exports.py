@@ -13,8 +13,11 @@ FOLDER = "exports"
 
 
 def release_of(target: str, home: Path) -> Release | None:
-    """The release that `target` names: a number, its folder, or, where it is empty, the one in
-    service; None where it names something else.
+    """The release that `target` names; None where it names something else.
+
+    Args:
+        target: a number or a release's folder; empty for the release in service.
+        home: of releases.
 
     Raises:
         DataError: there is no such release.

@@ -98,7 +98,7 @@ def read(folder: Path, trust: Trust | None = None) -> Artefact:
     try:
         text = (folder / CARD).read_bytes()
         card = json.loads(text)
-        sound = _NEEDED <= set(card) and card["schema"] == _SCHEMA
+        sound = set(card) >= _NEEDED and card["schema"] == _SCHEMA
     except OSError as error:
         raise DataError(
             f"{folder} must hold an exported model; there is none. Make it with: perennial export"
@@ -107,8 +107,8 @@ def read(folder: Path, trust: Trust | None = None) -> Artefact:
         raise DataError(f"{folder / CARD} is damaged: {error}; export the release again") from error
     if not sound:
         raise DataError(
-            f"{folder / CARD} must be of schema {_SCHEMA}; it is not. Export the release again with "
-            "this version."
+            f"{folder / CARD} must be of schema {_SCHEMA}; it is not. Export the release again "
+            "with this version."
         )
     for name, told in card["files"].items():
         path = folder / name

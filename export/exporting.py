@@ -19,11 +19,12 @@ from ..core.files import write_atomically
 from ..core.parts import Export
 from ..core.values import Records
 from ..data.stream import stream
+from ..server.gate import Check
 from ..server.releases import Signer
 from . import artefact
 from .artefact import LABELS, TOKENIZER, Artefact
 from .classifier import Whole, whole
-from .gate import Asked, Check, Figures, bars_of, judge, measure
+from .gate import Asked, Figures, bars_of, judge, measure
 from .graph import OPSET, need_equal, write_graph
 from .merge import Origin, Restored, need_same, restored, write_merged
 from .model_card import model_card
@@ -214,6 +215,7 @@ def tokens_of(model: Whole, path: Path, records: Records) -> list[list[int]]:
 
 
 def targets(records: Records, labels: Sequence[str]) -> Any:
+    """The index of each record's label [n]."""
     index = {label: i for i, label in enumerate(labels)}
     return np.array([index[target] for target in records.targets], np.intp)
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ..core.config import Export as Limits
 from ..core.parts import Bars
 from ..core.values import Vector
+from ..server.gate import Check
 from ..server.units import percent, points
 from .session import scores
 
@@ -76,25 +77,6 @@ class Asked:
     tokens: Sequence[Sequence[int]]
     targets: npt.NDArray[np.intp]
     domains: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One condition, as in `server.gate`.
-
-    Attributes:
-        what: what was looked at.
-        words: figure and bar for people.
-        holds: whether it may pass.
-    """
-
-    what: str
-    words: str
-    holds: bool
-
-    def pack(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def bars_of(bars: Bars, limits: Limits) -> Bars:

@@ -97,10 +97,10 @@ def restored(source: Origin) -> Restored:
     config = check.read(source.text)
     model: Model = check.build(config, "model")
     told: Any = model
-    if not hasattr(told, "tokenizer"):
+    if not hasattr(getattr(told, "tokenizer", None), "save_pretrained"):
         raise ModelError(
-            f"[model] {config.model.name!r} cannot be exported: it has no base that merges; only "
-            "encoder_classifier and causal_lm have"
+            f"[model] {config.model.name!r} cannot be exported: it has no tokenizer of its own "
+            "that could be handed on; encoder_classifier and causal_lm have"
         )
     restore(model, source.adapter, source.report.get("model", {}).get("identity"))
     if not model.labels_needed:

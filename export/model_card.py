@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..models.bases import EMBEDDED, PUBLIC_NAME
+from ..server.gate import Check
 from ..server.report_privacy import breaches, doubts, epsilon, noun
 from ..server.units import DASH, count, percent
-from .gate import Check, Figures
+from .gate import Figures
 from .merge import Origin
 
 _UNKNOWN = "not stated by its owner"
