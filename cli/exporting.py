@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,12 @@ def need_extra() -> None:
     Raises:
         RunError: it is not.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if not find_spec(name)]
+    if missing:
         raise RunError(
-            f"exports need the extra `export`: {error}. Install perennial-fl[export]."
-        ) from error
+            f"exports need the extra `export`, of which {', '.join(missing)} is not installed: "
+            "install perennial-fl[export]"
+        )
 
 
 def _source(release: Release | None, target: str, folder: Path, settings: Sequence[str]) -> Origin:

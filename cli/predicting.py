@@ -117,9 +117,10 @@ def _line(number: int, raw: bytes, *, jsonl: bool) -> Line:
             return Line(number, "", f"must be JSON; {error}")
         except RecursionError:
             return Line(number, "", "must be a JSON object; it is nested too deeply")
-        text = found.get("text") if isinstance(found, dict) else None
-        if not isinstance(text, str):
+        given = found.get("text") if isinstance(found, dict) else None
+        if not isinstance(given, str):
             return Line(number, "", 'must be a JSON object with a string "text"')
+        text = given
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -48,9 +48,9 @@ class _Adapted(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """The layer's output, and (rows A) B."""
-        found = self.linear(rows)
+        found: torch.Tensor = self.linear(rows)
         down, up = self._held[f"{self._name}.lora_A"], self._held[f"{self._name}.lora_B"]
-        return found + (rows @ down) @ up  # type: ignore[no-any-return]
+        return found + (rows @ down) @ up
 
 
 class _Base(nn.Module):
@@ -78,7 +78,8 @@ class _Base(nn.Module):
         pooled = (hidden * weight).sum(1) / weight.sum(1)
         self.held.clear()
         head, bias = parameters[HEAD_WEIGHT].float(), parameters[HEAD_BIAS].float()
-        return pooled @ head + bias
+        found: torch.Tensor = pooled @ head + bias
+        return found
 
 
 def parameters(model: Model) -> Halves:

@@ -126,7 +126,8 @@ def _round_columns(graph: onnx.GraphProto, weight: onnx.TensorProto) -> npt.NDAr
     columns = np.ascontiguousarray(values.T)
     graph.initializer.append(numpy_helper.from_array(columns, f"{name}.int8"))
     graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scale"))
-    return (values.astype(np.float64).sum(1) * scales).astype(np.float32)
+    sums: npt.NDArray[np.float32] = (values.astype(np.float64).sum(1) * scales).astype(np.float32)
+    return sums
 
 
 def _product(

@@ -61,7 +61,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.linear = linear
-        self.parts = nn.ModuleList(parts)
+        self.parts: Any = nn.ModuleList(parts)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Scores [b, labels] of token ids [b, t]."""
@@ -70,11 +70,11 @@ class Classifier(nn.Module):
         for name, encoder in self.encoders.items():
             layers = max([part.layers for part in self.parts if part.reads == name], default=1)
             pooled[name] = _means(encoder, input_ids, attention_mask, weight, layers)
-        own = None if self.linear is None else self.linear(pooled["merged"][0])
+        own: torch.Tensor | None = None if self.linear is None else self.linear(pooled["merged"][0])
         if not len(self.parts):
             assert own is not None
-            return own  # type: ignore[no-any-return]
-        found = [part(pooled[part.reads], own) for part in self.parts]
+            return own
+        found: list[torch.Tensor] = [part(pooled[part.reads], own) for part in self.parts]
         if len(found) == 1:
             return found[0]
         chances = torch.stack([part.softmax(1) for part in found])
@@ -95,6 +95,10 @@ class ClosedForm(nn.Module):
         recipe, linear = head.recipe, head.linear
         self.reads = "merged" if recipe.adapted else "frozen"
         self.layers, self.blend, self.temperature = recipe.layers, head.blend, head.temperature
+        self.middle: torch.Tensor
+        self.weight: torch.Tensor
+        self.bias: torch.Tensor
+        self.random: torch.Tensor | None
         self.register_buffer("middle", torch.from_numpy(np.array(middle, np.float32)))
         late = labels - len(linear.bias)
         bias = np.concatenate([linear.bias, np.full(late, NEVER, np.float32)])

@@ -110,7 +110,7 @@ def measure(
     theirs = scores(reference, asked.tokens, 32).argmax(1)
     alone = scores(session, asked.tokens, 1, single).argmax(1)
     order = np.random.default_rng(seed).permutation(len(asked.tokens))
-    mixed = [order[i : i + 32] for i in range(0, len(order), 32)]
+    mixed = [order[i : i + 32].tolist() for i in range(0, len(order), 32)]
     among = scores(session, asked.tokens, 32, mixed).argmax(1)
     right, was = mine == asked.targets, theirs == asked.targets
     loss, low, high = interval(int((was & ~right).sum()), int((right & ~was).sum()), len(right))

@@ -42,6 +42,10 @@ DOORS = {
     "tensorboard": ("server/tensorboard.py",),
     "pyarrow": ("data/parquet.py",),
     "datasets": ("data/hub.py",),
+    "onnx": ("export/",),
+    "onnx_ir": ("export/",),
+    "onnxruntime": ("export/",),
+    "tokenizers": ("export/",),
     "avalanche": ("simulations/avalanche_streams.py",),
 }
 

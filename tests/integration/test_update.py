@@ -332,7 +332,7 @@ def test_the_command_line_shows_releases(tmp_path):
 
 
 def test_an_update_whose_model_cannot_be_exported_is_not_released(tmp_path):
-    text = tiny(tmp_path / "home", update={"export": True})
+    text = tiny(tmp_path / "home", update__export=True)
     with pytest.raises(ModelError, match="'tiny' cannot be exported"):
         run(text)
     assert releases.all_of(tmp_path / "home") == []
