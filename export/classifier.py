@@ -122,7 +122,7 @@ class ClosedForm(nn.Module):
         if self.random is not None:
             steps = (steps @ self.random / (_SPREAD * steps.shape[1] ** 0.5)).relu()
         scores = (steps @ self.weight + self.bias) * self.temperature
-        logs = scores.log_softmax(1)
+        logs: torch.Tensor = scores.log_softmax(1)
         if not self.blend:
             return logs
         assert own is not None
