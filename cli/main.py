@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..core.errors import PerennialError
+from .commands_export import exports
 from .commands_keys import keys
 from .commands_releases import releases
 from .commands_services import services
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 app.add_typer(services)
+app.add_typer(exports)
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="releases")
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ..core.config import Config, Update
 from ..core.errors import ConfigError, DataError, Fault, RunError, StoppedError
 from ..core.fleet import read_server
 from ..core.log import logged
+from .exporting import need_extra
 from .overrides import override
 from .releasing import signer
 from .settling import planned_tables, settle
@@ -103,7 +104,8 @@ def update(
             found = updates.begin(home, plan.text, plan.new, plan.asked)
         started = time.monotonic()
         _run(plan.text, found.folder, _runner(limits), quiet=quiet or as_json)
-        found, checks = updates.conclude(home, found, limits, signer(home))
+        also = exported(found.folder, plan.text) if limits.export else ()
+        found, checks = updates.conclude(home, found, limits, signer(home), also)
     summary = _summary(plan, found.state, _outcome(checks), found)
     if limits.mlflow:
         _mirror(home, limits)
@@ -244,6 +246,20 @@ def _mirror(home: Path, limits: Update) -> None:
         mirror(home, limits.mlflow, limits.mlflow_model)
     except RunError as error:
         typer.echo(f"perennial: {error}. `perennial releases mirror` tries again.", err=True)
+
+
+def exported(folder: Path, text: str) -> list[Check]:
+    """The conditions of `[export]` on what the run in `folder` becomes; nothing is put in place.
+
+    Raises:
+        PerennialError: the model cannot be exported or measured at all.
+    """
+    need_extra()
+    from ..export.exporting import export
+    from ..export.merge import origin
+
+    outcome = export(origin(folder, text, {"run": folder.name}), None, "", lambda said: None)
+    return [replace(check, what=f"export: {check.what}") for check in outcome.checks]
 
 
 def _words(plan: Plan) -> str:

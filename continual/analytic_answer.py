@@ -54,10 +54,16 @@ class Recipe:
                 "went astray: lower the learning rate and start the run anew."
             )
         steps = in_steps(pooled, self.layers)
-        # Around their mean on public sentences: a few features are large for any text, and would
-        # set the scale to which sums are rounded.
+        return around(steps, self.middle(model))
+
+    def middle(self, model: Model) -> Vector:
+        """Where features are centred, in steps [layers * h]: their mean on public sentences.
+
+        A few features are large for any text, and would set the scale to which sums are rounded.
+        """
         public = model.features(public_sentences.RECORDS, self.layers, adapted=self.adapted)
-        return around(steps, in_steps(public, self.layers).mean(0))
+        middle: Vector = in_steps(public, self.layers).mean(0)
+        return middle
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from typing import Any
 from . import plugins
 from .check_continual import continual_faults, default_methods
 from .check_privacy import privacy_faults
-from .config import Config, Plugin, parse
+from .config import Config, Plugin, parse, suggest
 from .errors import ConfigError, Fault
 from .parts import (
     Continual,
+    Export,
     KeyHolder,
     Model,
     Privatizer,
@@ -216,6 +217,11 @@ def _impossible_values(config: Config) -> Iterator[Fault]:
             f"the rates must add up to at most 1; got {sum(rates.values()):g}",
         )
     yield from _backend_faults(config)
+    known = plugins.names("export", Export)
+    if "." not in config.export.profile and config.export.profile not in known:
+        profile = config.export.profile
+        problem = f"no export profile {profile!r}"
+        yield Fault("export.profile", problem, suggest(profile, known))
 
 
 def _backend_faults(config: Config) -> Iterator[Fault]:

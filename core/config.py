@@ -150,6 +150,8 @@ class Update(Table):
         min_gain: least points by which the new domain must be better than before the update.
         mlflow: of an MLflow registry that follows the releases; empty for none.
         mlflow_model: name of the registered model there.
+        export: whether the model must also pass the gate of `[export]`, as what it becomes, before
+            it is released.
     """
 
     home: Annotated[str, Field(min_length=1)] = "service"
@@ -162,6 +164,40 @@ class Update(Table):
     min_gain: Annotated[float, Field(ge=0.0, le=100.0)] = 5.0
     mlflow: str = ""
     mlflow_model: Annotated[str, Field(pattern=r"^[\w. -]{1,100}$")] = "perennial"
+    export: bool = False
+
+
+class Export(Table):
+    """`[export]`: what a release becomes and what that must keep; read where one is exported.
+
+    A bar that is not given is that of the profile.
+
+    Attributes:
+        profile: how the graph is made small: a file of `export/`.
+        options: of the profile.
+        max_size: largest share of the float32 graph's bytes.
+        max_loss: most points of accuracy that may be lost against the float32 graph.
+        max_domain_loss: the same for the domain that loses most.
+        sure: whether the upper end of the loss's 95 % interval must keep `max_loss`, too; a few
+            thousand test records are needed for that.
+        min_agreement: least share of answers that are those of the float32 graph.
+        max_changed: largest share of answers that depend on who else is in a batch.
+        max_cpu_1: largest share of the float32 graph's CPU time, one text at a time.
+        max_cpu_32: the same in batches of 32.
+        licence: of what is exported, for its card; empty where its owner has not said it.
+    """
+
+    profile: Annotated[str, Field(min_length=1)] = "balanced"
+    options: Mapping[str, Any] = {}
+    max_size: Annotated[float, Field(gt=0.0)] | None = None
+    max_loss: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    max_domain_loss: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    sure: bool = False
+    min_agreement: Rate | None = None
+    max_changed: Rate | None = None
+    max_cpu_1: Annotated[float, Field(gt=0.0)] | None = None
+    max_cpu_32: Annotated[float, Field(gt=0.0)] | None = None
+    licence: str = ""
 
 
 class Config(Table):
@@ -183,6 +219,7 @@ class Config(Table):
     evaluate: Evaluate = Evaluate()
     simulation: Simulation = Simulation()
     update: Update | None = None
+    export: Export = Export()
 
 
 def parse(text: str) -> Config:

@@ -219,14 +219,48 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
-    """What turns an adapter into something a user runs.
+class Bars:
+    """What an exported graph must keep, held against the float32 graph that it was made of.
 
     Attributes:
-        write: (adapter folder, target folder) -> the folder that holds the artefact.
+        size: largest share of its bytes, 0..1.
+        loss: most points of accuracy that may be lost.
+        domain_loss: the same for the domain that loses most.
+        agreement: least share of equal answers, 0..1.
+        changed: largest share of answers that depend on who else is in the batch, 0..1.
+        cpu_1: largest share of its CPU time, one text at a time.
+        cpu_32: the same in batches of 32.
     """
 
-    write: Callable[[Path, Path], Path]
+    size: float
+    loss: float
+    domain_loss: float
+    agreement: float
+    changed: float
+    cpu_1: float
+    cpu_32: float
+
+
+Batches: TypeAlias = Callable[[], Iterable[Mapping[str, npt.NDArray[np.int64]]]]
+"""() -> inputs of a graph, batch by batch: held-out texts that ranges may be looked up on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """How a graph in float32 becomes what a user runs.
+
+    Attributes:
+        write: (graph file, batches, file to write) -> None; ModelError where the graph holds
+            something that it cannot treat.
+        bars: what comes out must keep, where the config says nothing else.
+        batches: how many batches of 32 held-out texts it looks at; 0 where it looks at none.
+        suffix: of the file that it writes.
+    """
+
+    write: Callable[[Path, Batches, Path], None]
+    bars: Bars
+    batches: int = 0
+    suffix: str = ".onnx"
 
 
 Replies: TypeAlias = Iterable["Reply"]

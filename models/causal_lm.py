@@ -119,6 +119,11 @@ class CausalLM:
         self._remembered = Remembered()
 
     @property
+    def tokenizer(self) -> Any:
+        """The base's own tokenizer."""
+        return self._tokenizer
+
+    @property
     def manifest(self) -> Manifest:
         """Names and shapes of the LoRA factors."""
         return adapter.manifest(self._factors)

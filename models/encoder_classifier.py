@@ -134,6 +134,20 @@ class EncoderClassifier:
         self._remembered = Remembered()
 
     @property
+    def tokenizer(self) -> Any:
+        """The base's own tokenizer."""
+        return self._tokenizer
+
+    def forget_cut(self) -> None:
+        """Compute every layer each time in float32 from now on: nothing is cached in half."""
+        self._cut = None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that longer texts are cut to."""
+        return self._max_length
+
+    @property
     def manifest(self) -> Manifest:
         """Names and shapes of LoRA factors and head."""
         return adapter.manifest(self.parameters())

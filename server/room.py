@@ -133,6 +133,7 @@ def stamp(room: Room) -> str:
             "evaluate": True,
             "keyholder": True,
             "update": True,
+            "export": True,
             "run": {"folder", "name"},
             "round": {"min_replies", "deadline_s", "retries"},
         },

@@ -130,7 +130,9 @@ def begin(home: Path, text: str, domains: Sequence[str], asked: str) -> Begun:
     return _read(folder)
 
 
-def conclude(home: Path, begun: Begun, limits: Update, signer: Signer) -> tuple[Begun, list[Check]]:
+def conclude(
+    home: Path, begun: Begun, limits: Update, signer: Signer, also: Sequence[Check] = ()
+) -> tuple[Begun, list[Check]]:
     """Hold a finished run against its gate, and release it or leave the old one in service.
 
     A call that was cut short may be repeated: nothing is released twice.
@@ -140,13 +142,14 @@ def conclude(home: Path, begun: Begun, limits: Update, signer: Signer) -> tuple[
         begun: whose run has ended.
         limits: of the gate.
         signer: signs the release.
+        also: conditions beside the gate's own, such as those of what the model becomes.
     """
     report = write_report(begun.folder)
     origin = begun.card["parent"]
     number = begun.card.get("release") or _released(home, begun)
     _need_present(home, origin, number)
     before = None if origin is None else report_of(releases.read(home, origin))
-    checks = gate(report, before, limits)
+    checks = [*gate(report, before, limits), *also]
     state, told = REFUSED, {}
     if all(check.holds for check in checks):
         number = number or _cut(home, begun, report, checks, signer).number

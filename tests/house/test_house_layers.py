@@ -50,6 +50,10 @@ DOORS = {
     "pyarrow": ("data/parquet.py",),
     "datasets": ("data/hub.py",),
     "gguf": ("export/gguf.py",),
+    "onnx": ("export/",),
+    "onnx_ir": ("export/",),
+    "onnxruntime": ("export/",),
+    "tokenizers": ("export/",),
     "avalanche": ("simulations/avalanche_streams.py",),
 }
 

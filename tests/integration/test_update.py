@@ -15,7 +15,7 @@ from running import COMMAND, changed
 
 from perennial.cli.releasing import trust
 from perennial.cli.updating import GATED_OUT, update
-from perennial.core.errors import ConfigError, DataError, RunError
+from perennial.core.errors import ConfigError, DataError, ModelError, RunError
 from perennial.data import sample
 from perennial.server import release_proofs, releases, updates
 
@@ -394,3 +394,10 @@ def test_the_command_line_shows_releases(tmp_path):
     code, words = asked("promote", "7")
     assert code == 2
     assert "there are: 0001, 0002" in words
+
+
+def test_an_update_whose_model_cannot_be_exported_is_not_released(tmp_path):
+    text = tiny(tmp_path / "home", update__export=True)
+    with pytest.raises(ModelError, match="'tiny' cannot be exported"):
+        run(text)
+    assert releases.all_of(tmp_path / "home") == []

@@ -1,0 +1,127 @@
+"""The model card of an export: what it is, what it knows, what was promised, whose it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..models.bases import EMBEDDED, PUBLIC_NAME
+from ..server.gate import Check
+from ..server.report_privacy import breaches, doubts, epsilon, noun
+from ..server.units import DASH, count, percent
+from .gate import Figures
+from .merge import Origin
+
+_UNKNOWN = "not stated by its owner"
+
+
+def model_card(
+    source: Origin,
+    *,
+    profile: str,
+    base: str,
+    licence: str,
+    labels: Sequence[str],
+    records: Mapping[str, int],
+    figures: Figures,
+    checks: Sequence[Check],
+    files: Mapping[str, str],
+) -> str:
+    """Markdown with the front matter of a Hugging Face model card.
+
+    Args:
+        source: what was exported.
+        profile: how it was made small.
+        base: as the config names it.
+        licence: of the export; empty where nobody said it.
+        labels: that it answers with.
+        records: held-out records by domain.
+        figures: measured on the artefact.
+        checks: of the gate.
+        files: name -> SHA-256 of what lies beside the card.
+    """
+    public = PUBLIC_NAME if base == EMBEDDED else base
+    lines = [
+        "---",
+        "pipeline_tag: text-classification",
+        f"base_model: {public}",
+        f"license: {licence.lower() or 'other'}",
+        "tags: [perennial, federated-learning, onnx]",
+        "---",
+        "",
+        f"# {source.report['run']}, exported as {profile}",
+        "",
+        f"{_origin(source)}. It tells {count(len(labels), 'label')} apart, of "
+        f"{count(len(records), 'domain')}; base model {public}.",
+        "",
+        "## Use",
+        "",
+        "    perennial predict FOLDER texts.txt",
+        "",
+        "or any ONNX runtime: `input_ids` and `attention_mask` int64 [batch, tokens] from "
+        "`tokenizer.json`, `logits` [batch, labels] in the order of `labels.json`.",
+        "",
+        "## Data",
+        "",
+        *_data(source, records),
+        "",
+        "## Accuracy by domain, on held-out records",
+        "",
+        "| domain | records | float32 | this file |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {number} | {percent(before)} | {percent(now)} |"
+            for name, (number, before, now) in figures.domains.items()
+        ),
+        "",
+        "## Gate",
+        "",
+        *(f"- {c.what}: {c.words} ({'holds' if c.holds else 'FAILS'})" for c in checks),
+        "",
+        "## Privacy",
+        "",
+        *_privacy(source.report.get("privacy")),
+        "",
+        "## Licence",
+        "",
+        f"This model: {licence or _UNKNOWN}. Base model: "
+        + ("Apache-2.0." if base == EMBEDDED else f"that of {base}."),
+        "",
+        "## Files",
+        "",
+        "| file | SHA-256 |",
+        "|---|---|",
+        *(f"| {name} | `{digest}` |" for name, digest in files.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _origin(source: Origin) -> str:
+    number = source.named.get("release")
+    what = f"Release {number:04d}" if isinstance(number, int) else f"Run {source.report['run']}"
+    return f"{what} of Perennial {source.report['version']}"
+
+
+def _data(source: Origin, records: Mapping[str, int]) -> Iterator[str]:
+    report = source.report
+    private = bool(report.get("privacy"))
+    told = [client["records"] for client in report["clients"] if client["rounds"]]
+    number = sum(told) if told and None not in told else None
+    trained = DASH if private or number is None else f"{number:,.0f}"
+    yield f"- clients: {report['num_clients']}"
+    yield f"- training records of the last round: {trained}"
+    yield f"- held-out records: {sum(records.values()):,} of {', '.join(records)}"
+
+
+def _privacy(block: Any) -> Iterator[str]:
+    if not block:
+        yield "No promise of privacy was made in training: what the weights tell of a record has "
+        yield "no bound."
+        return
+    for unit in block["units"]:
+        target, delta = unit.get("target"), unit.get("delta")
+        bound = "" if target is None else f" of at most {target:g}"
+        yield f"- for each {noun(unit)}: epsilon {epsilon(unit['epsilon'])}{bound} at delta "
+        yield f"  {delta}, by the clients' ledgers, over the whole life of the model so far"
+    for line in (*breaches(block), *doubts(block)):
+        yield f"- {line}"
