@@ -166,9 +166,7 @@ def _let_in(server: Server, folder: Path, clients: int) -> None:
         private, public = folder / f"{number:04d}", folder / f"{number:04d}.pub"
         make_node_key(private, public, private.name)
         key: Any = load_ssh_public_key(public.read_bytes())
-        control.RegisterNode(
-            RegisterNodeRequest(public_key=public_key_to_bytes(key), name=f"edge-{number}")
-        )
+        control.RegisterNode(RegisterNodeRequest(public_key=public_key_to_bytes(key)))
     control.close()
     progress(f"{clients} clients are let in")
 
@@ -245,7 +243,7 @@ def _link_mib(server: Server) -> float:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().decode(errors="replace")
-            if "flower-superlink" in line and server.tls.ca in line:
+            if "perennial.server.superlink" in line and server.tls.ca in line:
                 pages = int((path.parent / "statm").read_text().split()[1])
                 return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
         except OSError:

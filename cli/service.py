@@ -148,3 +148,5 @@ def _log() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # A line for each of five questions a second would fill the disk.
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -211,7 +211,7 @@ def test_services_that_are_killed_come_back_and_the_update_completes(fleet):
         return found and found[0].read_text().count('"round_finished"') >= wanted
 
     fleet.wait(lambda: rounds(1), "a first round")
-    for name in ("perennial worker", "flower-superlink"):
+    for name in ("perennial worker", "perennial.server.superlink"):
         found = [process for process, line in processes_of(fleet.home).items() if name in line]
         assert found, name
         os.kill(found[0], signal.SIGKILL)

@@ -1,0 +1,39 @@
+"""Flower's SuperLink as this package runs it: its database waits for its turn.
+
+    python -m perennial.server.superlink ARGUMENTS     (those of flower-superlink)
+
+Stock, a statement that waits 5 s for another one's transaction fails, and with it the request of a
+node or of the executor: with some dozens of nodes on a busy machine a reply is lost, or the
+executor ends and the run with it. Neither limit is public; both are replaced here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from flwr.supercore import sql_mixin
+
+_WAIT_S = 60
+"""Longest wait of a statement; a node gives a request 30 s, and asks again."""
+
+
+def patient() -> None:
+    """Have every database that is opened after this wait so long for a lock or a connection."""
+    waits = {"busy_timeout": str(1000 * _WAIT_S)}
+    stock = sql_mixin.SQLITE_PRAGMAS
+    sql_mixin.SQLITE_PRAGMAS = tuple((name, waits.get(name, value)) for name, value in stock)
+    sql_mixin.create_engine = partial(sql_mixin.create_engine, pool_timeout=_WAIT_S)
+
+
+def main() -> None:
+    """Run the SuperLink until it is stopped."""
+    from flwr.superlink.cli import flower_superlink
+
+    patient()
+    sys.argv[0] = "flower-superlink"
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()
