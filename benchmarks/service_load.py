@@ -59,7 +59,7 @@ uvicorn.run(app, port=int(sys.argv[1]), ssl_certfile=sys.argv[2], ssl_keyfile=sy
 
 def load(quick: bool) -> list[Row]:
     """Failed replies, the server's memory over the rounds, and seconds a round beside peers."""
-    clients, rounds, turns = (40, 3, 1) if quick else (200, 6, 2)
+    clients, rounds, turns = (40, 3, 1) if quick else (200, 6, 1)
     with tempfile.TemporaryDirectory() as name, _server(Path(name), clients, rounds) as server:
         with _clients(server, Path(name), clients):
             told: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
