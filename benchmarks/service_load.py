@@ -59,7 +59,7 @@ uvicorn.run(app, port=int(sys.argv[1]), ssl_certfile=sys.argv[2], ssl_keyfile=sy
 
 def load(quick: bool) -> list[Row]:
     """Failed replies, the server's memory over the rounds, and seconds a round beside peers."""
-    clients, rounds, turns = (40, 3, 1) if quick else (200, 6, 1)
+    clients, rounds, turns = (40, 3, 1) if quick else (200, 5, 1)
     with tempfile.TemporaryDirectory() as name, _server(Path(name), clients, rounds) as server:
         with _clients(server, Path(name), clients):
             told: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
@@ -194,11 +194,14 @@ def _clients(server: Server, folder: Path, clients: int) -> Iterator[None]:
         progress(f"clients said {len(said)} lines{': ' + said[0][:200] if said else ''}")
 
 
-def _rounds(server: Server, folder: Path, side: str) -> list[dict[str, Any]]:
-    """One run of a server app: its lines, each with the SuperLink's MiB at that moment."""
+def _rounds(server: Server, folder: Path, side: str, tries: int = 3) -> list[dict[str, Any]]:
+    """One run of a server app: its lines, each with the SuperLink's MiB at that moment.
+
+    Flower gives an app 30 s to start, which a busy machine may miss: then it is run again.
+    """
     out = folder / "rounds.jsonl"
     out.unlink(missing_ok=True)
-    bundle = write_service_bundle(folder / side)
+    bundle = write_service_bundle(folder / f"{side}-{tries}")
     project = bundle / "pyproject.toml"
     text = project.read_text().replace("perennial.server.app:app", f"edge_server:{side}")
     project.write_text(text)
@@ -211,6 +214,9 @@ def _rounds(server: Server, folder: Path, side: str) -> list[dict[str, Any]]:
         if time.monotonic() > asked + 5.0:
             found = _flwr(server, "list", "here", "--run-id", run)["runs"][0]
             if str(found["status"]).startswith("finished"):
+                if not lines and tries:
+                    progress(f"{side}: {found['status']}, {found.get('status-details')}; again")
+                    return _rounds(server, folder, side, tries - 1)
                 if found["status"] != "finished:completed":
                     raise SystemExit(f"{side}: {found['status']}: {found.get('status-details')}")
                 if not out.exists() or len(out.read_text().splitlines()) == len(lines):
