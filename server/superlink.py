@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from typing import Any
 
-from flwr.supercore import sql_mixin
+import flwr.supercore.sql_mixin
 
 _WAIT_S = 60
 """Longest wait of a statement; a node gives a request 30 s, and asks again."""
@@ -20,10 +21,10 @@ _WAIT_S = 60
 
 def patient() -> None:
     """Have every database that is opened after this wait so long for a lock or a connection."""
+    stores: Any = flwr.supercore.sql_mixin  # neither name is one that it exports
     waits = {"busy_timeout": str(1000 * _WAIT_S)}
-    stock = sql_mixin.SQLITE_PRAGMAS
-    sql_mixin.SQLITE_PRAGMAS = tuple((name, waits.get(name, value)) for name, value in stock)
-    sql_mixin.create_engine = partial(sql_mixin.create_engine, pool_timeout=_WAIT_S)
+    stores.SQLITE_PRAGMAS = tuple((n, waits.get(n, value)) for n, value in stores.SQLITE_PRAGMAS)
+    stores.create_engine = partial(stores.create_engine, pool_timeout=_WAIT_S)
 
 
 def main() -> None:
