@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
         task = wire.Task(ticket, ROUNDS, (), Domain("d"), ("d",), "m", "b")
         pact = Pact("edge", 0, number, 0, "m", "0" * 32, SIZE, 0.0, "")
         vectors = {wire.PARAMS: state.params, wire.SUMMARY: state.params[:0]}
-        replies = door.ask(Question("train", task, vectors, pact), nodes, 900.0)
+        replies = door.ask(Question("train", task, vectors, pact), nodes, 3600.0)
         tally = collect(replies, Terms(ticket, pact, frozenset(nodes), 64.0, 1e6), plain)
         opened = opened_sum(tally, plain.close(tally.total, pact), pact, plain, {}, {})
         state = close(state, mean(opened).astype(np.float32), [slice(0, SIZE)], rule)
@@ -56,7 +56,7 @@ def flowers(grid: Grid, context: Context) -> None:
     _there(grid)
     strategy = _Told(fraction_evaluate=0.0, min_train_nodes=CLIENTS, min_available_nodes=CLIENTS)
     start = ArrayRecord({"w": Array(np.zeros(SIZE, np.float32))})
-    strategy.start(grid=grid, initial_arrays=start, num_rounds=ROUNDS, timeout=900.0)
+    strategy.start(grid=grid, initial_arrays=start, num_rounds=max(2, ROUNDS // 2), timeout=3600.0)
 
 
 class _Told(FedAvg):

@@ -19,7 +19,7 @@ from .runs import find
 
 if TYPE_CHECKING:
     from ..export.predictor import Prediction, Predictor
-    from ..server.releases import Trust
+    from ..server.release_proofs import Trust
 
 MOST_BYTES = 65_536
 """Longest line that is read; longer ones are an error, and never held whole."""

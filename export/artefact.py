@@ -17,7 +17,8 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import sync_folder, write_atomically
-from ..server.releases import Signer, Trust, sync
+from ..server.release_proofs import Trust
+from ..server.releases import Signer, sync
 
 CARD, MARK = "export.json", "export.sig"
 TOKENIZER, LABELS = "tokenizer.json", "labels.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def programs(server: Server) -> Sequence[Program]:
     host, _, port = server.address.rpartition(":")
     secret = str(flower.secret(state))
     link = [
-        flower.program("flower-superlink"),
+        *(sys.executable, "-m", f"{__package__}.superlink"),
         *("--host", host.strip("[]"), "--port", port),
         *("--ssl-ca-certfile", server.tls.ca),
         *("--ssl-certfile", server.tls.certificate, "--ssl-keyfile", server.tls.key),

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,16 @@ from perennial.server.events import read_events, settle
 _TOLERANCE = 2e-3  # of a mean of values of 16 bit; the noise of one update is far larger
 
 
-def sums_of(fleet: Fleet, run: Path, before: np.ndarray | None) -> Iterator[str]:
+def sums_of(
+    fleet: Fleet, run: Path, before: np.ndarray | None, given: Sequence[dict]
+) -> Iterator[str]:
     """Whether every round holds each update that counts once, and no other.
 
     Args:
         fleet: whose run it is.
         run: folder of a finished run of one new domain.
         before: the parameters that the run before ended with; None for a first run.
+        given: `records` of the fleet.
     """
     saved = checkpoint.newest(run / "checkpoints")
     domain = saved.state.domain - 1
@@ -64,7 +67,7 @@ def sums_of(fleet: Fleet, run: Path, before: np.ndarray | None) -> Iterator[str]
             yield f"round {event['round']}: the sum is not of those who answered"
     config = check.read((run / "config.toml").read_text())
     start = _start(config, domain, before)
-    choices = [_means(fleet, token, domain, opened[n]) for n in sorted(numbers) if n in opened]
+    choices = [_means(given, token, domain, opened[n]) for n in sorted(numbers) if n in opened]
     ends = [start + sum(means) for means in itertools.product(*choices)]
     off = [float(np.abs(end - saved.state.params).max()) for end in ends]
     if not off or min(off) > _TOLERANCE:
@@ -84,11 +87,11 @@ def _opened(fleet: Fleet, token: str, domain: int) -> dict[int, dict]:
     return found
 
 
-def _means(fleet: Fleet, token: str, domain: int, entry: dict) -> list[np.ndarray]:
+def _means(given: Sequence[dict], token: str, domain: int, entry: dict) -> list[np.ndarray]:
     """The mean that a round must have been, by each session that it can have been."""
     sessions: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     place = (token, domain, entry["round"], entry["attempt"])
-    for line in records(fleet):
+    for line in given:
         if (line["run"], line["domain"], line["round"], line["attempt"]) == place:
             sessions[line["session"]][line["node"]] = line["delta"]
     whole = [found for found in sessions.values() if set(entry["nodes"]) <= set(found)]
@@ -122,29 +125,30 @@ def records(fleet: Fleet) -> Iterator[dict]:
             }
 
 
-def ledgers_of(fleet: Fleet, rounds: dict[str, int]) -> Iterator[str]:
+def ledgers_of(fleet: Fleet, rounds: dict[str, int], given: Sequence[dict]) -> Iterator[str]:
     """Whether every client paid for each thing that it gave, over the fleet's whole life.
 
     Args:
         fleet: of which clients.
         rounds: run and token -> its rounds of training, after which statistics come.
+        given: `records` of the fleet.
     """
-    given: dict[str, Counter] = defaultdict(Counter)
-    for client, run, kind, domain, round_, _ in {_gift(line, rounds) for line in records(fleet)}:
+    gifts: dict[str, Counter] = defaultdict(Counter)
+    for client, run, kind, domain, round_, _ in {_gift(line, rounds) for line in given}:
         if kind:
-            given[client][run, kind, domain, round_] += 1
+            gifts[client][run, kind, domain, round_] += 1
     for name in fleet.names:
         folder = fleet.home / name / "state" / "client"
         if not (folder / LEDGER).exists():
-            yield from (f"{name} gave {given[name].total()} and has no ledger",) * bool(given[name])
+            yield from (f"{name} gave {gifts[name].total()} and has no ledger",) * bool(gifts[name])
             continue
         lines = entries_of(folder / LEDGER)
         paid = Counter(_place(line) for line in lines if line["event"] == ledger.CHARGE)
-        for place, number in given[name].items():
+        for place, number in gifts[name].items():
             if number > paid[place]:
                 yield f"{name} gave {number} and paid {paid[place]} for {place}"
         (said,) = ledger.statements_of(folder)  # refuses a ledger that lost a line
-        if said.releases != paid.total() or said.releases < given[name].total():
+        if said.releases != paid.total() or said.releases < gifts[name].total():
             yield f"{name} says {said.releases} of {paid.total()} charges"
 
 

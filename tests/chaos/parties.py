@@ -242,7 +242,7 @@ class Fleet:
 
 
 _WORDS = {
-    "superlink": ("flower-superlink",),
+    "superlink": ("perennial.server.superlink",),
     "executor": ("flower-superexec",),
     "serverapp": ("flwr-serverapp",),
     "server": ("-m perennial server ",),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runner import MOST_CALLS
+from runner import MOST_CALLS, PLANTED
 from schedules import drawn
 
 HERE = Path(__file__).resolve().parent
@@ -84,3 +84,8 @@ def test_a_schedule_ends_with_a_release_or_a_named_error(seed, storms, record_pr
     assert result["outcome"] in ("released", "gated out", "named error")
     if not storms.can["disks"] and "disk" in result["schedule"]:
         pytest.skip("nothing may be mounted here: no disk was filled")
+
+
+def test_the_judge_finds_what_is_planted(storms):
+    """What the others assert can fail; after them, for it looks at what they left."""
+    assert storms.ask(PLANTED) == {"counted twice": True, "lost": True, "not charged": True}

@@ -39,6 +39,7 @@ DOORS = {
         "client/worker.py",
         "server/app.py",
         "server/fetch.py",
+        "server/superlink.py",
         "simulations/",
     ),
     "torch": ("models/", "client/", "privacy/", "continual/", "export/"),

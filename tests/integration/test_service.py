@@ -18,7 +18,7 @@ from perennial.core.fleet import read_client, read_server
 from perennial.core.flower import free_port
 from perennial.privacy.keys import PASSPHRASE_FILE
 from perennial.privacy.node_keys import make_node_key
-from perennial.server import releases
+from perennial.server import releases, service
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -200,6 +200,28 @@ def test_two_domains_over_a_fleet_end_with_the_bits_of_a_simulation(fleet, tmp_p
 
 
 @pytest.mark.slow
+def test_a_call_that_dies_before_it_knows_its_run_is_followed_by_one_that_finds_it(fleet):
+    fleet.start_all()
+    command = [*COMMAND, "update", fleet.home / "update.toml", "--json"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    updates = fleet.home / "server" / "service" / "updates"
+
+    def asked_for():
+        found = list(updates.glob("0001-*/flower-run.json"))
+        return found and json.loads(found[0].read_bytes())["run-id"]
+
+    fleet.wait(asked_for, "a run", 300)
+    first.kill()
+    first.wait()
+    # As if the call had died a moment before: the run is there, and nobody knows its id.
+    (found,) = updates.glob("0001-*/flower-run.json")
+    found.write_text('{"run-id": ""}')
+    assert fleet.update()["state"] == "released"
+    runs = json.loads(service.flwr(fleet.server, "list", "here", "--format", "json").stdout)["runs"]
+    assert [run["status"] for run in runs] == ["finished:completed"]
+
+
+@pytest.mark.slow
 def test_services_that_are_killed_come_back_and_the_update_completes(fleet):
     fleet.start_all()
     command = [*COMMAND, "update", fleet.home / "update.toml", "--json"]
@@ -211,7 +233,7 @@ def test_services_that_are_killed_come_back_and_the_update_completes(fleet):
         return found and found[0].read_text().count('"round_finished"') >= wanted
 
     fleet.wait(lambda: rounds(1), "a first round")
-    for name in ("perennial worker", "flower-superlink"):
+    for name in ("perennial worker", "perennial.server.superlink"):
         found = [process for process, line in processes_of(fleet.home).items() if name in line]
         assert found, name
         os.kill(found[0], signal.SIGKILL)
@@ -259,7 +281,6 @@ def test_a_stranger_and_a_wrong_authority_are_kept_out(fleet, tmp_path):
 
 
 def test_a_bundle_that_is_not_on_the_list_is_refused_by_name(fleet):
-    from perennial.server import service
     from perennial.server.bundle import write_bundle
 
     fleet.start_all()
