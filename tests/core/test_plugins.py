@@ -54,7 +54,7 @@ def test_names_are_files_with_a_build_of_that_part():
     assert "fedavg" in plugins.names("strategies", Strategy)
     assert "plain" in plugins.names("privacy", SecureSum)
     assert "plain" not in plugins.names("privacy", Privatizer)
-    assert "none" in plugins.names("export", Export)
+    assert "balanced" in plugins.names("export", Export)
     assert "bases" not in plugins.names("models")
     assert plugins.names("no_such_folder") == []
 
