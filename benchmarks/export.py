@@ -4,8 +4,8 @@ CLINC150's 150 intents, one client, MiniLM with LoRA of rank 8 on q and v in all
 the adapter's linear head and once with the analytic head on 2,000 random features of the frozen
 encoder, both of one run. All graphs are opened in one process and one thread, and are asked in
 turns; CPU time is a median of ratios. `balanced`, `fast` and `small` answer all 4,500 test
-sentences, the others and the peers every third. Peers are the same model in plain torch, with torch's dynamic
-quantisation, and in OpenVINO. `--folder` keeps the trained run for another time.
+sentences, the others and the peers every third. Peers are the same model in plain torch, with
+torch's dynamic quantisation, and in OpenVINO. `--folder` keeps the trained run for another time.
 """
 
 from __future__ import annotations

@@ -25,7 +25,11 @@ Target = Annotated[
 def export(
     target: Target = "",
     profile: Annotated[
-        str, typer.Option(help="balanced, fast, small, static, blocks, fp16 or fp32.")
+        str,
+        typer.Option(
+            help="balanced, fast, small, static, blocks, fp16 or fp32; of a causal model "
+            "gguf-q8_0, gguf-f16 or onnx-cache."
+        ),
     ] = "",
     home: Home = HOME,
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),

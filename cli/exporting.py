@@ -18,9 +18,12 @@ from .releasing import signer
 from .runs import find
 
 if TYPE_CHECKING:
+    from ..export.artefact import Artefact
     from ..export.exporting import Outcome
     from ..export.merge import Origin
     from ..server.releases import Release, Signer
+
+_CAUSAL = "gguf-q8_0"  # what a causal release becomes when nobody says
 
 GATED_OUT = 3
 """Exit code of an export that did not pass its gate."""
@@ -56,11 +59,18 @@ def export(
 
     release = exports.release_of(target, home)
     source = _source(release, target, folder, settings)
-    chosen = profile or check.read(source.text).export.profile
+    config = check.read(source.text)
+    causal = config.model.name == "causal_lm"
+    chosen = profile or (_CAUSAL if causal else config.export.profile)
     if release is None:
         place, who = exports.of_run(source.folder, chosen), None
     else:
         place, who = exports.of_release(release, chosen), _signer(release)
+    if causal:
+        from ..export.causal_exports import export_causal
+
+        made = export_causal(source, place, chosen, _say(quiet=as_json), who)
+        return _tell_causal(made, as_json=as_json)
     outcome = start(source, place, chosen, _say(quiet=as_json), signer=who, with_merged=merged)
     return _tell(outcome, place, as_json=as_json)
 
@@ -102,6 +112,15 @@ def _say(*, quiet: bool) -> Any:
             typer.echo(f"export: {text}", err=True)
 
     return say
+
+
+def _tell_causal(made: Artefact, *, as_json: bool) -> int:
+    if as_json:
+        told = {"exported": True, "folder": str(made.folder), "gaps": made.card["gaps"]}
+        typer.echo(json.dumps(told))
+    else:
+        typer.echo(f"exported to {made.folder}: {made.model.name}")
+    return 0
 
 
 def _tell(outcome: Outcome, place: Path, *, as_json: bool) -> int:

@@ -78,7 +78,13 @@ def predict(
         raise RunError(
             f"predicting needs onnxruntime: {error}. Install perennial-fl[export]."
         ) from error
-    predictor = open_artefact(artefact.read(place, trusted), threads)
+    found = artefact.read(place, trusted)
+    if found.card.get("kind") == "causal":
+        raise DataError(
+            f"{place} generates text and answers no labels: run {found.model.name} under "
+            "llama.cpp, or an onnx-cache export by perennial.export.generate"
+        )
+    predictor = open_artefact(found, threads)
     whole = True
     try:
         with _opened(file) as stream:

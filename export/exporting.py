@@ -99,8 +99,8 @@ def export(
     found = restored(source)
     if not found.model.labels_needed:
         raise ModelError(
-            "a causal model is no classifier: it is exported by the formats gguf and onnx-cache "
-            "(perennial.export.gguf, perennial.export.causal), not by a profile"
+            "a causal model is no classifier: it becomes gguf-q8_0, gguf-f16 or onnx-cache "
+            "(perennial.export.causal_exports), not one of the profiles"
         )
     limits = found.config.export
     chosen = profile or limits.profile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..models.bases import EMBEDDED, PUBLIC_NAME
@@ -86,6 +87,70 @@ def model_card(
         "",
         f"This model: {licence or _UNKNOWN}. Base model: "
         + ("Apache-2.0." if base == EMBEDDED else f"that of {base}."),
+        "",
+        "## Files",
+        "",
+        "| file | SHA-256 |",
+        "|---|---|",
+        *(f"| {name} | `{digest}` |" for name, digest in files.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def causal_card(
+    source: Origin,
+    *,
+    chosen: str,
+    base: str,
+    licence: str,
+    gap: float,
+    files: Mapping[str, str],
+) -> str:
+    """The card of a model that generates text.
+
+    Args:
+        source: what was exported.
+        chosen: its format.
+        base: as the config names it.
+        licence: of the export; empty where nobody said it.
+        gap: how far what was written is from the merged model, as its format measures it.
+        files: name -> SHA-256 of what lies beside the card.
+    """
+    packed = chosen.startswith("gguf")
+    own = "any ONNX runtime; `perennial.export.generate` answers text"
+    runtime = "llama.cpp" if packed else own
+    measured = (
+        "the largest share of a tensor's norm that packing lost"
+        if packed
+        else "the largest difference of a logit from the merged model's"
+    )
+    lines = [
+        "---",
+        "pipeline_tag: text-generation",
+        f"base_model: {Path(base).name}",
+        f"license: {licence.lower() or 'other'}",
+        f"tags: [perennial, federated-learning, {'gguf' if packed else 'onnx'}]",
+        "---",
+        "",
+        f"# {source.report['run']}, exported as {chosen}",
+        "",
+        f"{_origin(source)}; base model {Path(base).name}. It runs under {runtime}.",
+        "",
+        "## Data",
+        "",
+        *list(_data(source, {}))[:2],
+        "",
+        "## What was checked",
+        "",
+        f"Read back after it was written: {gap:.2g} is {measured}.",
+        "",
+        "## Privacy",
+        "",
+        *_privacy(source.report.get("privacy")),
+        "",
+        "## Licence",
+        "",
+        f"This model: {licence or _UNKNOWN}. Base model: that of {Path(base).name}.",
         "",
         "## Files",
         "",
