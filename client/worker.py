@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
 from flwr.app import Context, Error, Message
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
@@ -34,6 +36,7 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from ..core.errors import RunError
 from ..core.files import write_atomically
 from .app import FIGURES, app
 from .site import loads
@@ -43,6 +46,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 """Between two questions for a task, which go no further than this machine."""
 
+_STALLED_S = 120.0  # a node asks a server that is away again and again in that time
 _BACKOFF_S = 2.0  # after a SuperNode that does not answer
 _COMPONENT = "flwr-clientapp"  # whose version the SuperNode compares with its own
 _PROTECTED = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -162,7 +166,7 @@ def _answer(desk: Desk, token: str) -> tuple[str, str]:
     context: Context | None = None
     outcome, details = _FAILED, "the task's input could not be had"
     try:
-        message, context, _, bundle = pull_task_input(client)
+        message, context, _, bundle = pull_task_input(_Impatient(client))  # type: ignore[arg-type]
         kind = message.metadata.message_type
         reply, outcome, details = _reply(desk, message, context, bundle)
         push_message(client, reply, context)
@@ -178,6 +182,30 @@ def _answer(desk: Desk, token: str) -> tuple[str, str]:
             heartbeat.stop()
         client.close()
     return kind, outcome
+
+
+class _Impatient:
+    """A node's client that gives up a message of which no more comes.
+
+    A node that loses its server while it takes a message, or whose run ends then, leaves a task
+    behind that has no whole message and never will. Flower's own reader waits for it for ever, and
+    the node with it, which takes no other message meanwhile.
+    """
+
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self._client, self._since = client, time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
+        """As the client's own; RunError where the node has had nothing new for a while."""
+        found = self._client.PullObject(request)
+        if found.object_available:
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > _STALLED_S:
+            raise RunError(f"a message must come whole; nothing of it came for {_STALLED_S:g} s")
+        return found
 
 
 def _reply(desk: Desk, message: Message, context: Context, bundle: Fab) -> tuple[Message, str, str]:
