@@ -18,7 +18,7 @@ from ..core.parts import Bars, Batches, Export
 from .rounding import embeddings_in_int8, need_products
 
 BARS = Bars(
-    size=0.27, loss=0.5, domain_loss=3.0, agreement=0.99, changed=0.001, cpu_1=0.80, cpu_32=1.10
+    size=0.27, loss=0.5, domain_loss=3.0, agreement=0.99, changed=0.005, cpu_1=0.80, cpu_32=1.10
 )
 
 
