@@ -81,7 +81,7 @@ def origin(folder: Path, text: str, named: Mapping[str, Any]) -> Origin:
     """
     try:
         report = json.loads((folder / REPORT).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{folder} must hold {REPORT} of a run that has ended a domain: {error}"
         ) from error

@@ -116,8 +116,8 @@ def open_tokenizer(path: Path) -> Any:
 
 def _labels(path: Path, count: Any) -> list[str]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        found: list[str] = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}; export the release again") from error
     sound = isinstance(found, list) and all(isinstance(label, str) for label in found)
     if not sound or (isinstance(count, int) and len(found) != count):

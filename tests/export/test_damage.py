@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from perennial.cli import exporting
 from perennial.cli.predicting import predict
-from perennial.core.errors import DataError
+from perennial.core.errors import DataError, ModelError
 from perennial.export import artefact, merge
 from perennial.privacy import signing
 from perennial.server import releases
@@ -155,13 +155,23 @@ def test_a_release_that_was_changed_is_not_exported(tmp_path, run_folder):
     assert not (tmp_path / "exports").exists()
 
 
-@pytest.mark.parametrize("text", ["[]", '{"run": "x"}'])
+@pytest.mark.parametrize("text", ["[]", '{"run": "x"}', "[" * 100_000])
 def test_a_damaged_report_is_named(tmp_path, run_folder, text):
     folder = tmp_path / "run"
     shutil.copytree(run_folder(), folder)
     (folder / "report.json").write_text(text)
-    with pytest.raises(DataError, match=r"report\.json must be the report of a run"):
+    with pytest.raises(DataError, match=r"report\.json (must be the report )?of a run"):
         merge.origin(folder, "", {})
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", json.dumps(["label0"] * 6)])
+def test_damaged_labels_are_named(tmp_path, run_folder, text):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder(), folder)
+    (folder / "adapter" / "labels.json").write_text(text)
+    source = merge.origin(folder, (folder / "config.toml").read_text(), {})
+    with pytest.raises(ModelError, match=r"labels\.json must"):
+        merge.restored(source)
 
 
 def _slow(folder):
