@@ -198,7 +198,8 @@ def _apart(
     base, adapter = scratch / "base.onnx", scratch / "update.onnx_adapter"
     apart.write_base(found.model, base)
     held = apart.parameters(found.model)
-    apart.write_adapter(held, base, found.model.labels, adapter)
+    identity = found.model.identity()
+    apart.write_adapter(held, base, found.model.labels, adapter, identity=identity)
     loaded = apart.open_base(base)
     seconds = []
     for _ in range(50):

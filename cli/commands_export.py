@@ -67,7 +67,7 @@ def predict(
     home: Home = HOME,
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Lines of the input are JSON.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the CPU.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
 ) -> None:
     """Answer texts with an exported release: label, score, out-of-scope score. Loads no torch.

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..core import check
-from ..core.errors import RunError
+from ..core.errors import DataError, RunError
+from ..server import releases
+from ..server.release_proofs import flaws
 from . import exports
 from .overrides import override
-from .releasing import signer
+from .releasing import signer, trust
 from .runs import find
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ def export(
     from ..export.exporting import export as start
 
     release = exports.release_of(target, home)
+    if release is not None:
+        _need_sound(release)
     source = _source(release, target, folder, settings)
     config = check.read(source.text)
     causal = config.model.name == "causal_lm"
@@ -89,6 +93,16 @@ def need_extra() -> None:
         )
 
 
+def _need_sound(release: Release) -> None:
+    """Raise where a release is not the one that was released: its export would be signed anew."""
+    faults = flaws(release, trust(exports.home_of(release) / f"{releases.KEY}.pub"))
+    if faults:
+        raise DataError(
+            f"release {release.name} does not hold: {'; '.join(faults)}. Put the folder back from "
+            "a backup, or export another release."
+        )
+
+
 def _source(release: Release | None, target: str, folder: Path, settings: Sequence[str]) -> Origin:
     from ..export.merge import CONFIG, origin
 
@@ -98,8 +112,13 @@ def _source(release: Release | None, target: str, folder: Path, settings: Sequen
     else:
         found = release.folder
         named = {"release": release.number, "digest": release.digest}
-    text = override((found / CONFIG).read_text(encoding="utf-8"), list(settings))
-    return origin(found, text, named)
+    try:
+        text = (found / CONFIG).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{found} must hold {CONFIG}, the config that it was trained with: {error}"
+        ) from error
+    return origin(found, override(text, list(settings)), named)
 
 
 def _signer(release: Release) -> Signer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import queue
 import sys
@@ -25,6 +26,7 @@ MOST_BYTES = 65_536
 """Longest line that is read; longer ones are an error, and never held whole."""
 
 _BATCH = 32
+_CARD = "export.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ def predict(
     Raises:
         PerennialError: there is no such export, it was changed, or the file cannot be read.
     """
-    place, trusted = _place(target, profile, home, folder)
+    if sys.stdout is None:  # closed by the caller
+        raise RunError("the answers need a standard output, and there is none; give one")
+    _speak_utf8()
+    place, trusted, digest = _place(target, profile, home, folder)
     try:
         from ..export import artefact
         from ..export.predictor import open_artefact
@@ -79,6 +84,11 @@ def predict(
             f"predicting needs onnxruntime: {error}. Install perennial-fl[export]."
         ) from error
     found = artefact.read(place, trusted)
+    if digest is not None and found.card.get("digest") != digest:
+        raise DataError(
+            f"{place} was not made of this release; export the release again, and find out who "
+            "put it there"
+        )
     if found.card.get("kind") == "causal":
         raise DataError(
             f"{place} generates text and answers no labels: run {found.model.name} under "
@@ -87,12 +97,20 @@ def predict(
     predictor = open_artefact(found, threads)
     whole = True
     try:
-        with _opened(file) as stream:
-            for lines in _together(read_lines(stream, jsonl=jsonl)):
-                whole &= _answer(predictor, lines, top, as_json=as_json)
+        for lines in _together(_lines_of(_opened(file), jsonl=jsonl)):
+            whole &= _answer(predictor, lines, top, as_json=as_json)
     except BrokenPipeError:  # whoever read the answers has had enough
         sys.stderr.close()
     return whole
+
+
+def _lines_of(stream: BinaryIO, *, jsonl: bool) -> Iterator[Line]:
+    """The lines of `stream`, which is closed by the thread that reads it and by no other.
+
+    While one thread waits for a line, another that closes the stream would wait for ever.
+    """
+    with stream:
+        yield from read_lines(stream, jsonl=jsonl)
 
 
 def read_lines(stream: BinaryIO, *, jsonl: bool) -> Iterator[Line]:
@@ -198,9 +216,20 @@ def _tell(line: Line, found: Prediction, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(said, ensure_ascii=False) + "\n")
         return
     pairs = zip(found.labels, found.scores, strict=True)
-    columns = [column for label, score in pairs for column in (label, f"{score:.4f}")]
+    columns = [part for label, score in pairs for part in (_cell(label), f"{score:.4f}")]
     scope = f"{found.out_of_scope:.4f}{' outside' if found.outside else ''}"
     sys.stdout.write("\t".join([str(line.number), *columns, scope]) + "\n")
+
+
+def _cell(label: str) -> str:
+    """A label as one column: tabs and ends of lines become spaces."""
+    return " ".join(label.split()) if any(c in label for c in "\t\r\n") else label
+
+
+def _speak_utf8() -> None:
+    """Answers are UTF-8, as the input is, whatever the terminal would have them be."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def _tell_error(line: Line, *, as_json: bool) -> None:
@@ -212,22 +241,42 @@ def _tell_error(line: Line, *, as_json: bool) -> None:
 
 def _opened(file: Path | None) -> BinaryIO:
     if file is None:
-        return sys.stdin.buffer
+        if sys.stdin is None:  # closed by the caller
+            raise DataError("there is no standard input; name a FILE, or give a pipe")
+        # A stream of our own: at its end the interpreter takes back its own one, which a thread
+        # that still waits for a line would hold.
+        return open(sys.stdin.fileno(), "rb", closefd=False)
     try:
         return file.open("rb")
     except OSError as error:
         raise DataError(f"{file} must be a file of texts: {error}") from error
 
 
-def _place(target: str, profile: str, home: Path, folder: Path) -> tuple[Path, Trust | None]:
-    """The folder of an export, and whose mark it must bear."""
-    if (Path(target) / "export.json").is_file():
+def _place(
+    target: str, profile: str, home: Path, folder: Path
+) -> tuple[Path, Trust | None, str | None]:
+    """The folder of an export, whose mark it must bear, and the digest of its release."""
+    if (Path(target) / _CARD).is_file():
         place = Path(target).resolve()
-        keys = place.parents[2] / f"{releases.KEY}.pub" if len(place.parents) > 2 else Path()
-        marked = (place / "export.sig").is_file() and keys.is_file()
-        return place, trust(keys) if marked else None
+        if len(place.parents) < 3 or place.parents[1].name != exports.FOLDER:
+            return place, None, None
+        keys = place.parents[2] / f"{releases.KEY}.pub"  # in a home all bear a mark
+        return place, trust(keys) if keys.is_file() else None, None
     release = exports.release_of(target, home)
     if release is None:
-        return exports.of_run(find(target, folder), profile), None
+        return _need_there(exports.of_run(find(target, folder), profile)), None, None
     keys = exports.home_of(release) / f"{releases.KEY}.pub"
-    return exports.of_release(release, profile), trust(keys) if keys.is_file() else None
+    place = _need_there(exports.of_release(release, profile))
+    return place, trust(keys) if keys.is_file() else None, release.digest
+
+
+def _need_there(place: Path) -> Path:
+    """`place`, or an error that names the exports that there are."""
+    if not place.is_dir():
+        there = sorted(path.parent.name for path in place.parent.glob(f"[!.]*/{_CARD}"))
+        raise DataError(
+            f"{place} must hold an exported model; there is none. "
+            + (f"Take one with --profile: {', '.join(there)}" if there else "Make it with:")
+            + ("." if there else " perennial export")
+        )
+    return place

@@ -34,6 +34,7 @@ from .session import open_session, scores
 
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 _FORMAT = 1  # of the adapter files
+_IDENTITY = "identity"  # of the base that was rounded, in the properties of its graph
 
 Halves = Mapping[str, npt.NDArray[np.float16]]
 
@@ -128,6 +129,7 @@ def write_base(model: Model, target: Path) -> None:
     # The runtime asks for every input that has no value of its own, also where an adapter fills it.
     for name, value in held.items():
         graph.graph.initializer.append(numpy_helper.from_array(np.zeros_like(value), name))
+    onnx.helper.set_model_props(graph, {_IDENTITY: model.identity()})
     onnx.save(graph, target)
 
 
@@ -150,7 +152,9 @@ def _name_inputs(graph: onnx.ModelProto, names: Sequence[str]) -> None:
             node.input[place] = renamed.get(name, name)
 
 
-def write_adapter(held: Halves, base: Path, labels: Sequence[str], target: Path) -> None:
+def write_adapter(
+    held: Halves, base: Path, labels: Sequence[str], target: Path, *, identity: str
+) -> None:
     """Write adapter and head for the base file `base`, and read them back.
 
     Args:
@@ -158,10 +162,13 @@ def write_adapter(held: Halves, base: Path, labels: Sequence[str], target: Path)
         base: the file of `write_base`.
         labels: in the order of the head.
         target: the adapter's file; `.json` beside it says base and labels.
+        identity: of the base that the adapter was trained on (`Model.identity`).
 
     Raises:
         DataError: what was read back is not what was written.
+        ModelError: the adapter is one of another base, or does not fit its labels.
     """
+    _need_fit(held, base, labels, identity)
     kept = {name: np.ascontiguousarray(value) for name, value in held.items()}
     # The runtime's format holds no references: arrays must live until the file is written.
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in kept.items()}
@@ -170,17 +177,51 @@ def write_adapter(held: Halves, base: Path, labels: Sequence[str], target: Path)
     made.set_adapter_version(_FORMAT)
     made.set_model_version(_FORMAT)
     made.set_parameters(values)
-    made.export_adapter(str(fresh))
-    read = onnxruntime.AdapterFormat.read_adapter(str(fresh)).get_parameters()
+    try:
+        made.export_adapter(str(fresh))
+        if not _reads_back(fresh, kept):
+            raise DataError(
+                f"{target} reads back otherwise than it was written; nothing was replaced"
+            )
+        told = {"base": _hash(base), "labels": list(labels), "adapter": _hash(fresh)}
+        write_atomically(target.with_name(target.name + ".json"), json.dumps(told, indent=1))
+        fresh.replace(target)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _reads_back(path: Path, kept: Halves) -> bool:
+    try:
+        read = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
+    except Exception:  # of a short file; the runtime's own errors have no common class but this
+        return False
     found = {name: np.array(value.numpy()) for name, value in read.items()}
-    if found.keys() != kept.keys() or any(
-        not np.array_equal(found[name], kept[name]) for name in kept
-    ):
-        fresh.unlink()
-        raise DataError(f"{target} reads back otherwise than it was written; nothing was replaced")
-    told = {"base": _hash(base), "labels": list(labels), "adapter": _hash(fresh)}
-    write_atomically(target.with_name(target.name + ".json"), json.dumps(told, indent=1))
-    fresh.replace(target)
+    return found.keys() == kept.keys() and all(np.array_equal(found[n], kept[n]) for n in kept)
+
+
+def _need_fit(held: Halves, base: Path, labels: Sequence[str], identity: str) -> None:
+    graph = onnx.load(base)
+    own = {item.key: item.value for item in graph.metadata_props}.get(_IDENTITY)
+    if own != identity:
+        raise ModelError(
+            f"the adapter was trained on the base {identity}; {base} was made of {own}. Write a "
+            "base of the adapter's own model (write_base)."
+        )
+    inputs = {value.name for value in graph.graph.input}
+    wanted = {t.name: _shape(t.name, t.dims) for t in graph.graph.initializer if t.name in inputs}
+    got = {name: _shape(name, value.shape) for name, value in held.items()}
+    wrong = sorted(n for n in wanted.keys() | got.keys() if wanted.get(n) != got.get(n))
+    if wrong or held[HEAD_BIAS].shape != (len(labels),):
+        name = wrong[0] if wrong else HEAD_BIAS
+        raise ModelError(
+            f"the adapter must fit {base} and its {len(labels)} labels; {name} does not. Rank and "
+            "targets must be those that the base was written with; write another base for others."
+        )
+
+
+def _shape(name: str, dims: Sequence[int]) -> tuple[int, ...]:
+    """Of a tensor, less the axis of the labels, which may grow."""
+    return tuple(dims)[:-1] if name in _HEAD else tuple(dims)
 
 
 @dataclass

@@ -10,17 +10,19 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.files import sync_folder, write_atomically
+from ..core.files import claim, sync_folder, write_atomically
 from ..server.release_proofs import Trust
 from ..server.releases import Signer, sync
 
 CARD, MARK = "export.json", "export.sig"
+_LOCK = ".lock"  # in the folder above: one export at a time is put in place there
 TOKENIZER, LABELS = "tokenizer.json", "labels.json"
 
 _SCHEMA = 1
@@ -59,8 +61,32 @@ def place(
         OSError: the disk is full; what was there is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed
+    with _locked(target.parent):
+        _tidy(target)
+        _put(target, fill, signer)
+    return read(target)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        claim(handle, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _tidy(target: Path) -> None:
+    """Take away what a process left that was killed, and put back what it had moved aside."""
+    for old in target.parent.glob(f".{target.name}.old-*"):
+        if not target.exists():
+            os.rename(old, target)
+    for left in target.parent.glob(f".{target.name}.*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(target: Path, fill: Callable[[Path], Mapping[str, Any]], signer: Signer | None) -> None:
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         fresh.mkdir()
@@ -75,7 +101,11 @@ def place(
         if target.exists():
             old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
             os.rename(target, old)
-            os.rename(fresh, target)
+            try:
+                os.rename(fresh, target)
+            except BaseException:
+                os.rename(old, target)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(fresh, target)
@@ -83,7 +113,6 @@ def place(
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     sync_folder(target.parent)
-    return read(target)
 
 
 def read(folder: Path, trust: Trust | None = None) -> Artefact:
@@ -99,12 +128,12 @@ def read(folder: Path, trust: Trust | None = None) -> Artefact:
     try:
         text = (folder / CARD).read_bytes()
         card = json.loads(text)
-        sound = set(card) >= _NEEDED and card["schema"] == _SCHEMA
+        sound = _has_shape(card)
     except OSError as error:
         raise DataError(
             f"{folder} must hold an exported model; there is none. Make it with: perennial export"
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{folder / CARD} is damaged: {error}; export the release again") from error
     if not sound:
         raise DataError(
@@ -121,6 +150,22 @@ def read(folder: Path, trust: Trust | None = None) -> Artefact:
     if trust is not None:
         _need_mark(folder, text, trust)
     return Artefact(folder, card)
+
+
+def _has_shape(card: Any) -> bool:
+    """Whether a card says all that is needed, of files inside its folder that have a hash."""
+    if not isinstance(card, dict) or not set(card) >= _NEEDED or card["schema"] != _SCHEMA:
+        return False
+    files, causal = card["files"], card.get("kind") == "causal"
+    if not isinstance(files, dict) or not all(
+        isinstance(told, dict) and isinstance(told.get("sha256"), str) for told in files.values()
+    ):
+        return False
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        return False
+    read = [card["model"]] if causal else [card["model"], TOKENIZER, LABELS]
+    number = isinstance(card["threshold"], int | float)
+    return all(isinstance(name, str) and name in files for name in read) and (number or causal)
 
 
 def _need_mark(folder: Path, text: bytes, trust: Trust) -> None:

@@ -24,6 +24,8 @@ from .classifier import Whole
 PARITY = 1e-4
 """How far a merged encoder's hidden states may be from those through the adapter."""
 
+_REPORTED = {"run", "version", "clients", "num_clients"}  # what an export reads of a report
+
 ADAPTER, ANSWER, REPORT, CONFIG = "adapter", "answer.npy", "report.json", "config.toml"
 
 
@@ -79,10 +81,15 @@ def origin(folder: Path, text: str, named: Mapping[str, Any]) -> Origin:
     """
     try:
         report = json.loads((folder / REPORT).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{folder} must hold {REPORT} of a run that has ended a domain: {error}"
         ) from error
+    if not isinstance(report, dict) or not set(report) >= _REPORTED:
+        raise DataError(
+            f"{folder / REPORT} must be the report of a run, with {', '.join(sorted(_REPORTED))}; "
+            "it is not. Make it anew with: perennial report RUN"
+        )
     if not (folder / ADAPTER).is_dir():
         raise DataError(f"{folder} holds no {ADAPTER}/; export a run that has ended, or a release")
     return Origin(folder, text, report, named)
@@ -102,7 +109,7 @@ def restored(source: Origin) -> Restored:
             f"[model] {config.model.name!r} cannot be exported: it has no tokenizer of its own "
             "that could be handed on; encoder_classifier and causal_lm have"
         )
-    restore(model, source.adapter, source.report.get("model", {}).get("identity"))
+    restore(model, source.adapter, (source.report.get("model") or {}).get("identity"))
     if not model.labels_needed:
         return Restored(config, model, None)
     told.forget_cut()

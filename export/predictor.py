@@ -97,8 +97,8 @@ def open_artefact(artefact: Artefact, threads: int = 1) -> Predictor:
         ModelError: the runtime cannot open the model.
     """
     tokenizer = open_tokenizer(artefact.folder / TOKENIZER)
-    labels = json.loads((artefact.folder / LABELS).read_bytes())
     session = open_session(artefact.model, threads)
+    labels = _labels(artefact.folder / LABELS, session.get_outputs()[0].shape[-1])
     return Predictor(session, tokenizer, tuple(labels), float(artefact.card["threshold"]))
 
 
@@ -112,6 +112,20 @@ def open_tokenizer(path: Path) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no class of its own
         raise DataError(f"{path} must be a tokenizer: {error}; export the release again") from error
+
+
+def _labels(path: Path, count: Any) -> list[str]:
+    try:
+        found: list[str] = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}; export the release again") from error
+    sound = isinstance(found, list) and all(isinstance(label, str) for label in found)
+    if not sound or (isinstance(count, int) and len(found) != count):
+        raise DataError(
+            f"{path} must be a list of the {count} labels that the model scores; it is not. Export "
+            "the release again."
+        )
+    return found
 
 
 def chances(logits: Vector) -> Vector:

@@ -87,13 +87,16 @@ def _need_float(adapted: Any) -> None:
 def _labels(path: Path) -> Sequence[str]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path} must hold the labels in the order of the head: {error}. Restore the release; "
             "without labels nobody knows what the model answers."
         ) from error
-    if not (isinstance(found, list) and found and all(isinstance(x, str) for x in found)):
-        raise ModelError(f"{path} must be a list of one label or more; restore the release")
+    sound = isinstance(found, list) and found and all(isinstance(x, str) for x in found)
+    if not sound or len(set(found)) < len(found):
+        raise ModelError(
+            f"{path} must be a list of one label or more, each once; restore the release"
+        )
     return found
 
 

@@ -42,12 +42,17 @@ def verify(home: Path, number: int, trust: Trust) -> list[str]:
             return [*faults, str(error)]
         if child is not None and child.card["parent"]["digest"] != release.digest:
             faults.append(f"release {release.name} is not the parent that {child.name} was cut of")
-        faults += damage(release) + _forged(release, trust)
+        faults += flaws(release, trust)
         parent, child = release.card.get("parent"), release
         wanted = _parent_number(parent, wanted)
         if parent is not None and wanted is None:
             faults.append(f"release {release.name} names no earlier release as its parent")
     return faults
+
+
+def flaws(release: Release, trust: Trust) -> list[str]:
+    """What is wrong with one release by itself; nothing where files and signature hold."""
+    return damage(release) + _forged(release, trust)
 
 
 def _parent_number(parent: Any, below: int) -> int | None:

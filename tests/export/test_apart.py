@@ -5,9 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from perennial.core.errors import DataError
+from perennial.core.errors import DataError, ModelError
 from perennial.export import apart, merge
 from perennial.export.exporting import held_out
+
+
+def write(held, folder, found, labels, target):
+    identity = found.model.identity()
+    apart.write_adapter(held, folder / "base.onnx", labels, target, identity=identity)
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +21,7 @@ def made(tmp_path_factory, origin_of):
     found = merge.restored(origin_of())
     apart.write_base(found.model, folder / "base.onnx")
     held = apart.parameters(found.model)
-    apart.write_adapter(held, folder / "base.onnx", found.model.labels, folder / "one.adapter")
+    write(held, folder, found, found.model.labels, folder / "one.adapter")
     return folder, found, held
 
 
@@ -38,7 +43,7 @@ def test_base_and_adapter_answer_as_the_model_does_and_are_swapped(made, tmp_pat
     later["head.weight"] = np.concatenate([later["head.weight"], more], 1)
     later["head.bias"] = np.concatenate([later["head.bias"], np.full(2, 60.0, np.float16)])
     labels = [*found.model.labels, "x", "y"]
-    apart.write_adapter(later, folder / "base.onnx", labels, tmp_path / "two.adapter")
+    write(later, folder, found, labels, tmp_path / "two.adapter")
     loaded.swap(tmp_path / "two.adapter")
     assert loaded.labels == tuple(labels)
     assert (loaded.logits(tokens).argmax(1) >= 6).all()
@@ -75,3 +80,18 @@ def test_another_base_and_a_changed_adapter_are_refused_and_the_old_one_stays(ma
     with pytest.raises(DataError, match="cannot be read"):
         loaded.swap(tmp_path / "none.adapter")
     assert loaded.labels == found.model.labels
+
+
+def test_an_adapter_of_another_base_rank_or_number_of_labels_is_not_written(made, tmp_path):
+    folder, found, held = made
+    labels, target = found.model.labels, tmp_path / "two.adapter"
+    with pytest.raises(ModelError, match=r"trained on the base beef; .* was made of"):
+        apart.write_adapter(held, folder / "base.onnx", labels, target, identity="beef")
+    name = next(name for name in held if name.endswith(".lora_A"))
+    with pytest.raises(ModelError, match=rf"{name} does not"):
+        write({**held, name: held[name][:, :2]}, folder, found, labels, target)
+    with pytest.raises(ModelError, match=rf"{name} does not"):
+        write({k: v for k, v in held.items() if k != name}, folder, found, labels, target)
+    with pytest.raises(ModelError, match=r"head\.bias does not"):
+        write(held, folder, found, [*labels, "x"], target)
+    assert not list(tmp_path.iterdir())

