@@ -97,7 +97,7 @@ def _labels(path: Path) -> Sequence[str]:
         raise ModelError(
             f"{path} must be a list of one label or more, each once; restore the release"
         )
-    return found
+    return list(found)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
