@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from perennial.cli import exporting
 from perennial.cli.predicting import predict
-from perennial.core.errors import DataError, ModelError
+from perennial.core.errors import DataError, ModelError, RunError
 from perennial.export import artefact, merge
 from perennial.privacy import signing
 from perennial.server import releases
@@ -172,6 +172,17 @@ def test_damaged_labels_are_named(tmp_path, run_folder, text):
     source = merge.origin(folder, (folder / "config.toml").read_text(), {})
     with pytest.raises(ModelError, match=r"labels\.json must"):
         merge.restored(source)
+
+
+def test_a_head_whose_scores_are_no_numbers_is_refused(tmp_path, run_folder):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder(width=40), folder)
+    head = np.load(folder / "adapter" / "answer.npy")
+    head[40:60] = np.nan
+    np.save(folder / "adapter" / "answer.npy", head)
+    with pytest.raises(RunError, match="scores must be numbers"):
+        exporting.export(str(folder), "fp32", tmp_path, tmp_path, [], merged=False, as_json=True)
+    assert not (folder / "exports").exists()
 
 
 def _slow(folder):
