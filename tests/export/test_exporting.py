@@ -54,6 +54,7 @@ def test_the_files_are_all_there_and_bear_their_hashes(exported):
         assert words in card
     assert made.card["files"]["model.onnx"]["sha256"] in card
     assert str(made.folder) not in card
+    assert "base_model: bert" in card  # and not where it lies on this machine
 
 
 def test_the_merged_model_loads_without_us(exported):
