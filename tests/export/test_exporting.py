@@ -138,7 +138,7 @@ def test_a_failing_gate_explains_and_leaves_what_was_there(exported, capsys):
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     def good(folder):
         (folder / "a").write_text("a")
-        return {"profile": "p", "model": "a", "threshold": 1.0, "max_length": 8}
+        return {"kind": "causal", "profile": "p", "model": "a", "threshold": 1.0, "max_length": 8}
 
     def bad(folder):
         (folder / "a").write_text("b")
