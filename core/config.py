@@ -197,7 +197,7 @@ class Export(Table):
     max_changed: Rate | None = None
     max_cpu_1: Annotated[float, Field(gt=0.0)] | None = None
     max_cpu_32: Annotated[float, Field(gt=0.0)] | None = None
-    licence: str = ""
+    licence: Annotated[str, Field(pattern=r"^[^\r\n]*$")] = ""
 
 
 class Config(Table):

@@ -136,12 +136,17 @@ def need_equal(whole: Whole, path: Path, tokens: list[list[int]], wanted: Vector
         wanted: float32 [n, labels], of the model as the run evaluates it.
 
     Raises:
-        RunError: it is larger than `TOLERANCE`.
+        RunError: it is larger than `TOLERANCE`, or the release gives no numbers.
     """
+    if np.isnan(wanted).any():
+        raise RunError(
+            "the model's scores must be numbers; some are not, so its adapter or head is damaged "
+            "or its training diverged: look at the run's losses. Nothing was exported."
+        )
     found = scores(open_session(path), tokens, 32)
     seen = wanted > _NEVER
     gap = float(np.abs(found - wanted)[seen].max(initial=0.0))
-    if not gap <= TOLERANCE or (found[~seen] > _NEVER).any():
+    if not gap <= TOLERANCE or not (found[~seen] <= _NEVER).all():
         raise RunError(
             f"the graph's logits must be within {TOLERANCE:g} of torch's; they are {gap:.3g} apart "
             f"on {len(tokens)} texts. This base computes otherwise in ONNX Runtime; nothing was "

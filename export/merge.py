@@ -19,6 +19,7 @@ from ..core.files import write_atomically
 from ..core.parts import Answer, Model
 from ..core.values import Records, Vector
 from ..models.merged import merged, restore
+from ..server.report_events import HEAD
 from .classifier import Whole
 
 PARITY = 1e-4
@@ -113,7 +114,14 @@ def restored(source: Origin) -> Restored:
     if not model.labels_needed:
         return Restored(config, model, None)
     told.forget_cut()
-    return Restored(config, model, _answer(config, model, source.adapter / ANSWER))
+    answer = _answer(config, model, source.adapter / ANSWER)
+    by = [one for one in source.report.get("answered_by") or () if one is not None]
+    if answer is None and by[-1:] == [HEAD]:
+        raise ModelError(
+            f"{source.adapter / ANSWER} is missing, and it answered in the run, not the adapter's "
+            "own head; restore the folder"
+        )
+    return Restored(config, model, answer)
 
 
 def causal(found: Restored) -> tuple[Any, Any]:

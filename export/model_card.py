@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,12 @@ def model_card(
         checks: of the gate.
         files: name -> SHA-256 of what lies beside the card.
     """
-    public = PUBLIC_NAME if base == EMBEDDED else base
+    public = PUBLIC_NAME if base == EMBEDDED else Path(base).name
     lines = [
         "---",
         "pipeline_tag: text-classification",
         f"base_model: {public}",
-        f"license: {licence.lower() or 'other'}",
+        f"license: {_front(licence.lower() or 'other')}",
         "tags: [perennial, federated-learning, onnx]",
         "---",
         "",
@@ -71,7 +72,7 @@ def model_card(
         "| domain | records | float32 | this file |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {number} | {percent(before)} | {percent(now)} |"
+            f"| {_cell(name)} | {number} | {percent(before)} | {percent(now)} |"
             for name, (number, before, now) in figures.domains.items()
         ),
         "",
@@ -86,7 +87,7 @@ def model_card(
         "## Licence",
         "",
         f"This model: {licence or _UNKNOWN}. Base model: "
-        + ("Apache-2.0." if base == EMBEDDED else f"that of {base}."),
+        + ("Apache-2.0." if base == EMBEDDED else f"that of {public}."),
         "",
         "## Files",
         "",
@@ -128,7 +129,7 @@ def causal_card(
         "---",
         "pipeline_tag: text-generation",
         f"base_model: {Path(base).name}",
-        f"license: {licence.lower() or 'other'}",
+        f"license: {_front(licence.lower() or 'other')}",
         f"tags: [perennial, federated-learning, {'gguf' if packed else 'onnx'}]",
         "---",
         "",
@@ -159,6 +160,17 @@ def causal_card(
         *(f"| {name} | `{digest}` |" for name, digest in files.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cell(name: str) -> str:
+    """A name as one cell of a table."""
+    return " ".join(name.split()).replace("|", "\\|")
+
+
+def _front(text: str) -> str:
+    """A value of the front matter; a JSON string is one of YAML."""
+    plain = text.replace("-", "").replace(".", "").isalnum()
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _origin(source: Origin) -> str:

@@ -86,7 +86,7 @@ def _need_float(adapted: Any) -> None:
 
 def _labels(path: Path) -> Sequence[str]:
     try:
-        found = json.loads(path.read_bytes())
+        found: list[str] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path} must hold the labels in the order of the head: {error}. Restore the release; "

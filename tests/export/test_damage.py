@@ -18,8 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from perennial.cli import exporting
 from perennial.cli.predicting import predict
-from perennial.core.errors import DataError, ModelError
+from perennial.core.config import parse
+from perennial.core.errors import ConfigError, DataError, ModelError, RunError
 from perennial.export import artefact, merge
+from perennial.export.model_card import causal_card
 from perennial.privacy import signing
 from perennial.server import releases
 from perennial.server.releases import Signer
@@ -172,6 +174,43 @@ def test_damaged_labels_are_named(tmp_path, run_folder, text):
     source = merge.origin(folder, (folder / "config.toml").read_text(), {})
     with pytest.raises(ModelError, match=r"labels\.json must"):
         merge.restored(source)
+
+
+def test_a_head_whose_scores_are_no_numbers_is_refused(tmp_path, run_folder):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder(width=40), folder)
+    head = np.load(folder / "adapter" / "answer.npy")
+    head[40:60] = np.nan
+    np.save(folder / "adapter" / "answer.npy", head)
+    with pytest.raises(RunError, match="scores must be numbers"):
+        exporting.export(str(folder), "fp32", tmp_path, tmp_path, [], merged=False, as_json=True)
+    assert not (folder / "exports").exists()
+
+
+def test_the_head_that_answered_in_the_run_may_not_be_missing(tmp_path, run_folder):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder(width=40), folder)
+    (folder / "adapter" / "answer.npy").unlink()
+    text = (folder / "config.toml").read_text()
+    told = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**told, "answered_by": ["model", None]}))
+    assert merge.restored(merge.origin(folder, text, {})).answer is None
+    (folder / "report.json").write_text(json.dumps({**told, "answered_by": ["head", None]}))
+    with pytest.raises(ModelError, match=r"answer\.npy is missing"):
+        merge.restored(merge.origin(folder, text, {}))
+
+
+@pytest.mark.parametrize(
+    ("licence", "line"),
+    [("MIT", "mit"), ("Apache-2.0", "apache-2.0"), ("Ours: # v2", '"ours: # v2"')],
+)
+def test_a_licence_is_one_value_of_the_card(run_folder, licence, line):
+    folder = run_folder()
+    source = merge.origin(folder, (folder / "config.toml").read_text(), {})
+    text = causal_card(source, chosen="onnx-cache", base="b", licence=licence, gap=0.0, files={})
+    assert f"\nlicense: {line}\n" in text
+    with pytest.raises(ConfigError, match=r"export\.licence"):
+        parse('[data]\nname = "sample"\n[export]\nlicence = "a\\nb: c"\n')
 
 
 def _slow(folder):

@@ -54,6 +54,7 @@ def test_the_files_are_all_there_and_bear_their_hashes(exported):
         assert words in card
     assert made.card["files"]["model.onnx"]["sha256"] in card
     assert str(made.folder) not in card
+    assert "base_model: bert" in card  # and not where it lies on this machine
 
 
 def test_the_merged_model_loads_without_us(exported):
@@ -137,7 +138,7 @@ def test_a_failing_gate_explains_and_leaves_what_was_there(exported, capsys):
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     def good(folder):
         (folder / "a").write_text("a")
-        return {"profile": "p", "model": "a", "threshold": 1.0, "max_length": 8}
+        return {"kind": "causal", "profile": "p", "model": "a", "threshold": 1.0, "max_length": 8}
 
     def bad(folder):
         (folder / "a").write_text("b")
