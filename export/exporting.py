@@ -26,7 +26,7 @@ from .artefact import LABELS, TOKENIZER, Artefact
 from .classifier import Whole, whole
 from .gate import Asked, Figures, bars_of, judge, measure
 from .graph import OPSET, need_equal, write_graph
-from .merge import Origin, Restored, need_same, restored, write_merged
+from .merge import Origin, Restored, need_same, restored, without_path, write_merged
 from .model_card import model_card
 from .predictor import Predictor, chances, open_tokenizer
 from .session import Ids, open_session, padded, scores
@@ -141,6 +141,7 @@ def export(
             shutil.copyfile(tokenizer, folder / TOKENIZER)
             write_atomically(folder / LABELS, json.dumps(model.labels, indent=1))
             shutil.copytree(source.adapter, folder / _ADAPTER)
+            without_path(folder / _ADAPTER / "adapter_config.json", found.config)
             if with_merged:
                 write_merged(found, model, folder / _MERGED)
             _write_card(folder, source, found, chosen, held, outcome)

@@ -18,6 +18,7 @@ from ..core.errors import DataError, ModelError, RunError
 from ..core.files import write_atomically
 from ..core.parts import Answer, Model
 from ..core.values import Records, Vector
+from ..models.bases import EMBEDDED, PUBLIC_NAME
 from ..models.merged import merged, restore
 from ..server.report_events import HEAD
 from .classifier import Whole
@@ -185,6 +186,16 @@ def write_merged(found: Restored, whole: Whole, folder: Path) -> None:
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / "head.safetensors")
     write_atomically(folder / "labels.json", json.dumps(whole.labels, indent=1))
     _without_paths(folder / "config.json")
+
+
+def without_path(path: Path, config: Config) -> None:
+    """Have PEFT's own config name the base as others know it, not by where it lay here."""
+    if not path.exists():
+        return
+    base = str(config.model.options.get("base", EMBEDDED))
+    told = json.loads(path.read_bytes())
+    told["base_model_name_or_path"] = PUBLIC_NAME if base == EMBEDDED else Path(base).name
+    write_atomically(path, json.dumps(told, indent=1, sort_keys=True))
 
 
 def _without_paths(path: Path) -> None:

@@ -14,6 +14,7 @@ from perennial.export import causal, generate
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"the package {package} is missing: NO GRAPH IS TESTED")
 
+pytestmark = pytest.mark.integration
 
 SIZES = {
     "hidden_size": 32,

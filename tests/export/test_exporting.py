@@ -17,6 +17,8 @@ from perennial.export import artefact, merge
 from perennial.export.exporting import held_out
 from perennial.export.predictor import open_artefact
 
+pytestmark = pytest.mark.integration
+
 LOOSE = ["export.min_agreement=0.5", "export.max_loss=50.0", "export.max_domain_loss=60.0"]
 
 
@@ -54,6 +56,8 @@ def test_the_files_are_all_there_and_bear_their_hashes(exported):
         assert words in card
     assert made.card["files"]["model.onnx"]["sha256"] in card
     assert str(made.folder) not in card
+    named = json.loads((made.folder / "adapter" / "adapter_config.json").read_bytes())
+    assert "/" not in named["base_model_name_or_path"]
     assert "base_model: bert" in card  # and not where it lies on this machine
 
 
