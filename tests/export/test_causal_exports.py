@@ -92,7 +92,9 @@ def test_the_graph_answers_as_the_merged_model_does(run):
     model, tokenizer = merged(run)
     generator = Generator(made.folder / "graph")
     ids = tokenizer(PROMPT)["input_ids"]
-    assert list(generator.greedy(ids, 8)) == parrots.greedy(model, ids, 8)
+    wanted = [id_ for id_ in parrots.greedy(model, ids, 8) if id_ != tokenizer.eos_token_id]
+    assert list(generator.greedy(ids, 8)) == wanted  # an end token ends it, left out
+    assert wanted
     damaged = made.folder / "graph" / "tokenizer.json"
     damaged.write_text("{}")
     with pytest.raises(DataError, match="not the file that was exported"):
