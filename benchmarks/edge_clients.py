@@ -87,7 +87,7 @@ def serve(address: str, ca: str, key: Path) -> None:
                     whole: Any = inflate_object_from_contents(tree.object_id, contents)
                     whole.metadata.__dict__["_message_id"] = tree.object_id
                     _give(answer(whole, rng), send, push)
-        except Exception as error:  # a client's border: it comes back, and says why it was away
+        except (Exception, SystemExit) as error:  # its border: it comes back, and says why
             print(f"{key.name}: {error!r}", file=sys.stderr, flush=True)
             time.sleep(_POLL_S)
 

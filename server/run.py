@@ -65,6 +65,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.toml").exists():
         write_atomically(folder / "config.toml", text)
+    begun = any(_past(folder))
     with (
         ScalarLog(folder / "tensorboard", config.round.rounds, past=_past(folder)) as scalars,
         EventLog(folder / "events.jsonl", also=scalars.add) as log,
@@ -73,7 +74,7 @@ def run(
         room = room_with(log=log, token=token, line=_line(folder, token))
         saved = checkpoint.newest(folder / "checkpoints")
         try:
-            state = _first(room) if saved is None else _again(room, saved)
+            state = _first(room, begun=begun) if saved is None else _again(room, saved)
             _domains(room, state, lessons.load(room, state.domain))
         finally:
             if room.holder is not None:
@@ -100,7 +101,9 @@ def _line(folder: Path, token: str) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _first(room: Room) -> ServerState:
+def _first(room: Room, *, begun: bool) -> ServerState:
+    if begun:  # by a process that died before its first checkpoint: what it had been told is void
+        room.log.emit("run_resumed", domain=0, round=0)
     there = nodes.wait(room.link.nodes, quorum(room, 1), room.config.round.deadline_s)
     room.model.fit_labels(room.labels(0))
     _say(room, len(there))

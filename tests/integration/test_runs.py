@@ -8,6 +8,7 @@ import pytest
 from running import COMMAND, TINY, broken_run, changed, run, start
 
 from perennial.core.errors import DataError, RunError
+from perennial.server.events import EventLog
 from perennial.simulations.simulate import simulate
 
 pytestmark = pytest.mark.integration
@@ -230,3 +231,13 @@ def test_missing_data_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "runs").glob("*"))
     with pytest.raises(DataError):
         simulate(text, tmp_path / "x")
+
+
+def test_what_was_told_to_a_process_that_died_before_its_first_checkpoint_is_void(tmp_path):
+    told = {"ok": True, "cause": "", "bytes_up": 1, "records": 1.0, "loss": 1.0, "seconds": 1.0}
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.emit("round_started", domain=0, round=0, attempt=0, asked=3, bytes_down=1)
+        log.emit("reply", domain=0, round=0, attempt=0, node=99, **told, epsilon={}, releases={})
+    report = run(tmp_path, changed(TINY, domains__order=["bank"], round__rounds=1))
+    assert len(report["clients"]) == 3
+    assert 99 not in {client["node"] for client in report["clients"]}
