@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ import tomli_w
 import torch
 from table import Row, median, progress, run
 
+from perennial.cli.overrides import override
 from perennial.core import plugins
 from perennial.core.parts import Export
 from perennial.core.values import Vector
@@ -277,8 +279,11 @@ def measured(
         there = trained(Path(folder), quick)
         source = merge.origin(there, (there / merge.CONFIG).read_text(), {"run": there.name})
         rows: list[Row] = []
-        for head in heads:
-            names = LEAN[:2] if quick else profiles if head == "linear" else LEAN
+        if quick:  # the sample's barely trained model is no matter for the gate's bars
+            loose = ["export.min_agreement=0.8", "export.max_loss=10.0"]
+            source = replace(source, text=override(source.text, [*loose, "export.max_cpu_32=2.0"]))
+        for head in heads[-1:] if quick else heads:
+            names = LEAN[:1] if quick else profiles if head == "linear" else LEAN
             rows += one_head(head, source, names, quick, peers and not quick)
         return [*rows, *_predict(source, Path(scratch), quick)]
 
