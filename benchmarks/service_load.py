@@ -301,5 +301,5 @@ def _bare(server: Server, clients: int, rounds: int) -> float:
             seconds.append(time.perf_counter() - start)
         return median(seconds[1:] or seconds)
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()
+        process.wait()
