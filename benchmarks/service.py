@@ -12,9 +12,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from service_load import load
+from service_warm import rollback, warm
 from table import Row, run
 
-ROWS: Mapping[str, Callable[[bool], Sequence[Row]]] = {"load": load}
+ROWS: Mapping[str, Callable[[bool], Sequence[Row]]] = {
+    "warm": warm,
+    "rollback": rollback,
+    "load": load,
+}
 
 
 def measure(names: Sequence[str]) -> Callable[[bool], list[Row]]:

@@ -81,15 +81,16 @@ def _rows(
     failed = sum(line["failed"] for line in ours)
     seconds = {side: median([line["seconds"] for line in lines]) for side, lines in told.items()}
     a_round = clients * SIZE * 4 / 2**20
+    flat = 2.0 if rounds > 4 else None  # of fewer rounds a slope says nothing
     name = f"load, {clients} clients, 300 KB each way: "
     return [
         Row(f"{name}failed of {sum(line['accepted'] for line in ours) + failed} replies", failed,
             "", 0.0),
         # The first rounds fill allocators and caches; what is kept of each round would grow on.
         Row(f"{name}server app grows by, of a round's bytes, a round",
-            100.0 * _slope([line["mib"] for line in ours[:rounds]]) / a_round, "%", 2.0),
+            100.0 * _slope([line["mib"] for line in ours[:rounds]]) / a_round, "%", flat),
         Row(f"{name}SuperLink grows by, of a round's bytes, a round",
-            100.0 * _slope([line["link_mib"] for line in ours[:rounds]]) / a_round, "%", 2.0),
+            100.0 * _slope([line["link_mib"] for line in ours[:rounds]]) / a_round, "%", flat),
         Row(f"{name}a round / Flower's FedAvg on the same SuperLink",
             seconds["ours"] / seconds["stock"], "x", 1.1),
         Row(f"{name}a round", seconds["ours"], "s"),
@@ -301,5 +302,5 @@ def _bare(server: Server, clients: int, rounds: int) -> float:
             seconds.append(time.perf_counter() - start)
         return median(seconds[1:] or seconds)
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()
+        process.wait()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from .metrics import Source
 
 logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.5
+_GRACE_S = 15.0  # less than its supervisor gives it before the kill
 
 
 def serve(file: Path) -> None:
@@ -113,8 +119,22 @@ def work(address: str, secret: Path, ready: Path, allowed: Sequence[str]) -> Non
 
     to_stderr()
     with stopping() as stopped:
+        threading.Thread(target=_end_late, args=(stopped,), daemon=True).start()
         desk = Desk(address, secret.read_bytes(), frozenset(allowed))
         work(desk, stopped, ready, ready.with_suffix(".json"))
+
+
+def _end_late(stopped: Callable[[], bool]) -> None:
+    """End this process some time after it was told to stop, whatever it is in the middle of.
+
+    Flower's client asks a node that is gone for ever. Whoever told the worker to stop may be gone
+    too, and nobody left to kill it: it would live on beside the next one.
+    """
+    while not stopped():
+        time.sleep(_LOOK_S)
+    time.sleep(_GRACE_S)
+    logger.warning("the worker did not stop in %g s; it ends now", _GRACE_S)
+    os._exit(1)
 
 
 def own_bundle() -> str:

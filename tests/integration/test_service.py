@@ -335,3 +335,24 @@ def test_a_server_that_listens_everywhere_lets_its_clients_in(tmp_path):
         assert fleet.ready(status)
     finally:
         assert fleet.stop() == {"server": 0}
+
+
+@pytest.mark.slow
+def test_a_worker_whose_node_is_gone_ends_when_it_is_told_to(tmp_path):
+    (tmp_path / "secret").write_text("00" * 48)
+    words = ("--address", f"127.0.0.1:{free_port()}", "--secret", tmp_path / "secret")
+    more = ("--ready", tmp_path / "ready", "--allow", "0" * 64)
+    with (tmp_path / "log").open("wb") as log:
+        worker = subprocess.Popen(
+            [*COMMAND, "worker", *words, *more], stdout=log, stderr=subprocess.STDOUT
+        )
+    end = time.monotonic() + 120
+    while "onnection" not in (tmp_path / "log").read_text():  # it asks, and asks again
+        assert time.monotonic() < end, (tmp_path / "log").read_text()
+        time.sleep(0.2)
+    worker.terminate()
+    try:
+        assert worker.wait(40) == 1
+    finally:
+        worker.kill()
+    assert "did not stop" in (tmp_path / "log").read_text()
