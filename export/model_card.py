@@ -80,20 +80,7 @@ def model_card(
         "",
         *(f"- {c.what}: {c.words} ({'holds' if c.holds else 'FAILS'})" for c in checks),
         "",
-        "## Privacy",
-        "",
-        *_privacy(source.report.get("privacy")),
-        "",
-        "## Licence",
-        "",
-        f"This model: {licence or _UNKNOWN}. Base model: "
-        + ("Apache-2.0." if base == EMBEDDED else f"that of {public}."),
-        "",
-        "## Files",
-        "",
-        "| file | SHA-256 |",
-        "|---|---|",
-        *(f"| {name} | `{digest}` |" for name, digest in files.items()),
+        *_end(source, licence, "Apache-2.0" if base == EMBEDDED else f"that of {public}", files),
     ]
     return "\n".join(lines) + "\n"
 
@@ -145,21 +132,18 @@ def causal_card(
         "",
         f"Read back after it was written: {gap:.2g} is {measured}.",
         "",
-        "## Privacy",
-        "",
-        *_privacy(source.report.get("privacy")),
-        "",
-        "## Licence",
-        "",
-        f"This model: {licence or _UNKNOWN}. Base model: that of {Path(base).name}.",
-        "",
-        "## Files",
-        "",
-        "| file | SHA-256 |",
-        "|---|---|",
-        *(f"| {name} | `{digest}` |" for name, digest in files.items()),
+        *_end(source, licence, f"that of {Path(base).name}", files),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _end(source: Origin, licence: str, of_base: str, files: Mapping[str, str]) -> Iterator[str]:
+    """What was promised, whose it is and what it consists of: the end of every card."""
+    yield from ("## Privacy", "", *_privacy(source.report.get("privacy")), "")
+    yield from ("## Licence", "")
+    yield f"This model: {licence or _UNKNOWN}. Base model: {of_base}."
+    yield from ("", "## Files", "", "| file | SHA-256 |", "|---|---|")
+    yield from (f"| {name} | `{digest}` |" for name, digest in files.items())
 
 
 def _cell(name: str) -> str:

@@ -38,15 +38,12 @@ def mirror(home: Path, uri: str, name: str) -> list[int]:
     """
     # A tracking server says where files go; without one MLflow would put them where we stand.
     files = None if uri.startswith(("http", "databricks")) else (home / _FILES).resolve().as_uri()
-    with _client(uri) as (client, refusals):
-        try:
-            return _followed(client, home, name, files)
-        except refusals as error:
-            raise RunError(f"the MLflow registry at {uri} refused: {error}") from error
+    with _client(uri) as client:
+        return _followed(client, home, name, files)
 
 
 @contextmanager
-def _client(uri: str) -> Iterator[tuple[Any, tuple[type[Exception], ...]]]:
+def _client(uri: str) -> Iterator[Any]:
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     try:
@@ -57,11 +54,12 @@ def _client(uri: str) -> Iterator[tuple[Any, tuple[type[Exception], ...]]]:
             "a mirror needs MLflow, which is not installed: pip install 'perennial-fl[mlflow]'"
         ) from error
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    refusals = (MlflowException, OSError)
     try:
-        yield MlflowClient(tracking_uri=uri, registry_uri=uri), refusals
-    except refusals as error:
-        raise RunError(f"the MLflow registry at {uri} cannot be had: {error}") from error
+        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise RunError(
+            f"the MLflow registry at {uri} cannot be had, or refused: {error}"
+        ) from error
 
 
 def _followed(client: Any, home: Path, name: str, files: str | None) -> list[int]:
