@@ -111,6 +111,12 @@ SHARED = {
     },
     "round": {"rounds": 6},
 }
+# For features that a head in closed form is fitted to anew: layers count, the own head does not.
+DEEPER = {
+    "model": {"layers": 3},
+    "train": {**SHARED["train"], "lr": 5e-3, "replay_ratio": 1.0},
+    "round": {"rounds": 4},
+}
 # Without the balanced loss, which by itself makes old labels last longer.
 PLAIN = {**SHARED, "train": {**SHARED["train"], "balanced": False, "replay_ratio": 0.0}}
 # An adapter that answers for its own domain alone need not be told from others.
@@ -181,8 +187,8 @@ FEDERATED: dict[str, Setting] = {
         seeded="analytic_head",
     ),
     "analytic head, frozen and refreshed": Setting(
-        SHARED,
-        (REPLAY, EWC, {**WIDE, "encoder": "both"}),
+        DEEPER,
+        ({**REPLAY, "tune_rounds": 0}, EWC, {**WIDE, "width": 8000, "encoder": "both"}),
         (final(96.7),),
         seeded="analytic_head",
     ),

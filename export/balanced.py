@@ -3,8 +3,9 @@
 Each row of activations (a token) has a scale of its own, taken as it comes, so that no text's
 scores depend on its neighbours in a batch or on padding, and nothing is calibrated. Rounding by
 rows and columns is that of Dettmers et al. 2022 (arXiv:2208.07339), section 2.1, without its
-outlier part: sentence encoders of this size do without. What has a known least value (behind a
-GELU or a ReLU) is counted from there and not from the middle, which is one bit more.
+outlier part: large channels are made like the others instead (smoothing.py). What has a known
+least value (behind a GELU or a ReLU) is counted from there and not from the middle, which is one
+bit more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .rounding import (
     replace_nodes,
     rows_in_int8,
 )
+from .smoothing import smooth
 
 BARS = Bars(
     size=0.27, loss=0.5, domain_loss=3.0, agreement=0.99, changed=0.001, cpu_1=0.70, cpu_32=0.70
@@ -65,6 +67,7 @@ def write(source: Path, batches: Batches, target: Path) -> None:
     """
     model = onnx.load(source)
     need_products(model)
+    smooth(model)
     embeddings_in_int8(model)
     products_in_int8(model)
     onnx.save(model, target)

@@ -16,6 +16,7 @@ import onnx
 
 from ..core.parts import Bars, Batches, Export
 from .rounding import embeddings_in_int8, need_products
+from .smoothing import smooth
 
 BARS = Bars(
     size=0.27, loss=0.5, domain_loss=3.0, agreement=0.99, changed=0.005, cpu_1=0.80, cpu_32=1.10
@@ -55,6 +56,7 @@ def in_blocks(source: Path, target: Path, *, bits: int, block: int, level: int =
 
     model = onnx.load(source)
     need_products(model)
+    smooth(model)
     embeddings_in_int8(model)
     config = DefaultWeightOnlyQuantConfig(
         block_size=block, is_symmetric=True, accuracy_level=level, bits=bits

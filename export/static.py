@@ -24,6 +24,7 @@ from ..core.errors import ModelError
 from ..core.parts import Bars, Batches, Export
 from .blocks import quiet
 from .rounding import embeddings_in_int8, initializers, is_product, need_products
+from .smoothing import smooth
 
 BARS = Bars(
     size=0.27, loss=1.5, domain_loss=5.0, agreement=0.95, changed=0.001, cpu_1=0.55, cpu_32=0.50
@@ -72,6 +73,7 @@ def quantise(
 
     model = onnx.load(source)
     need_products(model)
+    smooth(model)
     embeddings_in_int8(model)
     held = initializers(model)
     products = [node for node in model.graph.node if is_product(node, held)]

@@ -4,6 +4,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy
+
+from perennial.server.superlink import Turns, opened, seldom
 
 # In a process of its own: what is replaced stays replaced.
 CODE = """
@@ -50,3 +57,90 @@ def test_a_write_waits_for_its_turn_longer_than_stock_flower_does(tmp_path):
     said, error = written(tmp_path / "ours.db", "patient", 7.0)
     assert "60000" in said
     assert said.endswith("written\n"), error
+
+
+def stored(path, queue):
+    """An engine of a database that lets nobody wait."""
+    url = f"sqlite:///{path}"
+    make = opened if queue else sqlalchemy.create_engine
+    engine = make(url, connect_args={"check_same_thread": False, "timeout": 0.0})
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE mine (number INTEGER UNIQUE)"))
+    return engine
+
+
+def write_in(engine, number, pause_s=0.005):
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text(f"INSERT INTO mine VALUES ({number})"))
+        time.sleep(pause_s)
+        connection.execute(
+            sqlalchemy.text(f"UPDATE mine SET number = number WHERE number = {number}")
+        )
+
+
+def test_writers_queue_up_and_readers_do_not(tmp_path):
+    stock, ours = stored(tmp_path / "stock.db", False), stored(tmp_path / "ours.db", True)
+    with ThreadPoolExecutor(16) as pool:
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="locked"):
+            list(pool.map(lambda number: write_in(stock, number), range(64)))
+        list(pool.map(lambda number: write_in(ours, number), range(64)))
+        count = sqlalchemy.text("SELECT count(*) FROM mine")
+        begun = threading.Event()
+
+        def slow():
+            with ours.begin() as connection:
+                connection.execute(sqlalchemy.text("DELETE FROM mine WHERE number = 0"))
+                begun.set()
+                time.sleep(1.0)
+
+        slow_one = pool.submit(slow)
+        begun.wait()
+        start = time.monotonic()
+        with ours.connect() as connection:
+            assert connection.execute(count).scalar() == 64
+        assert time.monotonic() - start < 0.9
+        slow_one.result()
+
+
+def test_a_write_that_fails_gives_its_turn_back(tmp_path):
+    engine = stored(tmp_path / "ours.db", True)
+    write_in(engine, 1)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            with pytest.raises(sqlalchemy.exc.IntegrityError):
+                pool.submit(write_in, engine, 1).result(20)
+    connection = engine.connect()
+    connection.execute(sqlalchemy.text("INSERT INTO mine VALUES (7)"))
+    connection.invalidate()
+    connection.close()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write_in, engine, 2).result(20)
+
+
+def test_a_thread_that_writes_twice_at_once_does_not_wait_for_itself(tmp_path):
+    engine = stored(tmp_path / "ours.db", True)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("INSERT INTO mine VALUES (1)"))
+        start = time.monotonic()
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="locked"):
+            write_in(engine, 2)
+        assert time.monotonic() - start < 20
+    write_in(engine, 3)
+
+
+def test_all_engines_of_a_database_share_their_turns(tmp_path):
+    one, two = Turns.of("sqlite:///a"), Turns.of("sqlite:///a")
+    assert one is two
+    assert one is not Turns.of("sqlite:///b")
+    assert opened("sqlite://", poolclass=sqlalchemy.pool.StaticPool).pool.status()
+
+
+def test_overdue_tasks_are_looked_for_now_and_then_by_whoever_comes():
+    looked = []
+    act = seldom(looked.append, 0.3)
+    for store in "abc":
+        act(store)
+    assert looked == ["a"]
+    time.sleep(0.35)
+    act("d")
+    assert looked == ["a", "d"]
