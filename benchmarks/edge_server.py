@@ -56,7 +56,7 @@ def flowers(grid: Grid, context: Context) -> None:
     _there(grid)
     strategy = _Told(fraction_evaluate=0.0, min_train_nodes=CLIENTS, min_available_nodes=CLIENTS)
     start = ArrayRecord({"w": Array(np.zeros(SIZE, np.float32))})
-    strategy.start(grid=grid, initial_arrays=start, num_rounds=max(2, ROUNDS // 2), timeout=3600.0)
+    strategy.start(grid=grid, initial_arrays=start, num_rounds=max(2, ROUNDS // 4), timeout=3600.0)
 
 
 class _Told(FedAvg):

@@ -40,6 +40,7 @@ HERE = Path(__file__).resolve().parent
 SIZE = 75_000  # float32 values: 300 KB
 PROCESSES = 4
 _MOST_S, _ASK_S = 3600.0, 30.0
+_WARM = 3  # rounds in which allocators, caches and connections fill
 _CONFIG = '[run]\nname = "load"\n[data]\nname = "sample"\n[model]\nname = "tiny"\n[update]\n'
 
 BARE = """
@@ -59,10 +60,10 @@ uvicorn.run(app, port=int(sys.argv[1]), ssl_certfile=sys.argv[2], ssl_keyfile=sy
 
 def load(quick: bool) -> list[Row]:
     """Failed replies, the server's memory over the rounds, and seconds a round beside peers."""
-    clients, rounds, turns = (40, 3, 1) if quick else (200, 5, 1)
+    clients, rounds, turns = (40, 3, 1) if quick else (200, 8, 1)
     with tempfile.TemporaryDirectory() as name, _server(Path(name), clients, rounds) as server:
         with _clients(server, Path(name), clients):
-            wanted = {"ours": rounds, "stock": max(2, rounds // 2)}
+            wanted = {"ours": rounds, "stock": max(2, rounds // 4)}
             told: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
             for turn in range(turns):
                 for side in told:
@@ -81,12 +82,12 @@ def _rows(
     failed = sum(line["failed"] for line in ours)
     seconds = {side: median([line["seconds"] for line in lines]) for side, lines in told.items()}
     a_round = clients * SIZE * 4 / 2**20
-    flat = 2.0 if rounds > 4 else None  # of fewer rounds a slope says nothing
+    flat = 2.0 if rounds > _WARM + 3 else None  # of fewer rounds a slope says nothing
     name = f"load, {clients} clients, 300 KB each way: "
     return [
         Row(f"{name}failed of {sum(line['accepted'] for line in ours) + failed} replies", failed,
             "", 0.0),
-        # The first rounds fill allocators and caches; what is kept of each round would grow on.
+        # What is kept of each round would grow on and on.
         Row(f"{name}server app grows by, of a round's bytes, a round",
             100.0 * _slope([line["mib"] for line in ours[:rounds]]) / a_round, "%", flat),
         Row(f"{name}SuperLink grows by, of a round's bytes, a round",
@@ -104,8 +105,8 @@ def _rows(
 
 
 def _slope(values: Sequence[float]) -> float:
-    """MiB a round, by least squares over the rounds after the first."""
-    rest = values[1:]
+    """MiB a round, by least squares over the rounds after the first ones."""
+    rest = values[_WARM:]
     return float(np.polyfit(np.arange(len(rest)), rest, 1)[0]) if len(rest) > 1 else 0.0
 
 
@@ -215,7 +216,7 @@ def _rounds(
     while len(lines) < wanted:
         new = out.read_text().splitlines()[len(lines) :] if out.exists() else []
         lines += [{**json.loads(line), "link_mib": _link_mib(server)} for line in new]
-        for line in new:
+        for line in lines[len(lines) - len(new) :]:
             progress(f"{side}: {line}")
         if time.monotonic() > asked + _ASK_S:
             status, why = _status(server, run)

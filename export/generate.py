@@ -106,22 +106,15 @@ class Generator:
 
 def _session(path: Path, threads: int) -> Any:
     try:
-        import onnxruntime
+        from .session import open_session
     except ImportError as error:
         raise ModelError(
             "running a graph needs the package onnxruntime, which is not installed; in the "
             "project's folder, run pip install '.[export]'"
         ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     if not path.is_file():
         raise ModelError(f"{path.parent} must hold {path.name}; it is no folder of this export")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    # onnxruntime's own errors have no common class but this.
-    except Exception as error:
-        raise ModelError(f"{path} cannot be loaded: {error}. Export the model again.") from error
+    return open_session(path, threads)
 
 
 def _words(path: Path) -> Any:

@@ -21,6 +21,8 @@ from .roll import DATABASE
 from .tally import RUNS
 
 _PATIENCE_S = 120.0
+_TIDY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+"""Has libc give back what the bodies of requests took; otherwise its threads hold on to pieces."""
 
 
 def programs(server: Server) -> Sequence[Program]:
@@ -64,7 +66,7 @@ def programs(server: Server) -> Sequence[Program]:
             link,
             lambda: flower.answers(flower.dial(server.address)),
             home,
-            environment,
+            {**environment, **_TIDY},
         ),
         Program(
             "executor",

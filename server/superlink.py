@@ -30,6 +30,8 @@ _EVERY_S = 1.0
 """Pause between looks for overdue tasks, which have 30 or 60 s."""
 _CONNECTIONS = 48
 """Of a database: one for each of the 40 threads that requests run in, and some."""
+_MEMORY = {"cache_size": "-2000", "mmap_size": "0"}
+"""2 MB of pages for each connection. Stock, each may keep 64 MB, and map the file as well."""
 _WRITES = re.compile(r"\s*(WITH\b.*\b)?(INSERT|UPDATE|DELETE|REPLACE)\b", re.IGNORECASE | re.DOTALL)
 _TURN = "perennial.turn"
 
@@ -37,8 +39,8 @@ _TURN = "perennial.turn"
 def patient() -> None:
     """Have every database that is opened after this wait for its turn, so long if it must."""
     stores: Any = flwr.supercore.sql_mixin  # neither name is one that it exports
-    waits = {"busy_timeout": str(1000 * _WAIT_S)}
-    stores.SQLITE_PRAGMAS = tuple((n, waits.get(n, value)) for n, value in stores.SQLITE_PRAGMAS)
+    ours = {"busy_timeout": str(1000 * _WAIT_S), **_MEMORY}
+    stores.SQLITE_PRAGMAS = tuple((n, ours.get(n, value)) for n, value in stores.SQLITE_PRAGMAS)
     stores.create_engine = opened
     tasks: Any = SqlCoreState
     tasks._cleanup_expired_task_tokens = seldom(tasks._cleanup_expired_task_tokens)

@@ -142,7 +142,10 @@ def with_key_holder(text, start, environment, folder):
     return sealed, home / "keys" / "0001" / "client.key"
 
 
-@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+@pytest.mark.parametrize(
+    "sealed",
+    [pytest.param(False, id="plain", marks=pytest.mark.slow), pytest.param(True, id="sealed")],
+)
 def test_flwr_run_ends_with_the_bits_of_a_simulation(sealed, fleet, tmp_path, monkeypatch):
     start, environment, home = fleet
     text, key, count = TEXT.format(folder=tmp_path / "runs"), "", 2

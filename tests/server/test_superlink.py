@@ -23,7 +23,8 @@ class Store(sql_mixin.SqlMixin):
     pass
 store = Store(sys.argv[1])
 store.initialize()
-print(store.query("PRAGMA busy_timeout"), flush=True)
+pragmas = ("cache_size", "mmap_size", "busy_timeout")
+print([store.query(f"PRAGMA {name}") for name in pragmas], flush=True)
 sys.stdin.readline()
 store.query("CREATE TABLE mine (number INTEGER)")
 print("written", flush=True)
@@ -56,6 +57,8 @@ def test_a_write_waits_for_its_turn_longer_than_stock_flower_does(tmp_path):
     assert "database is locked" in error
     said, error = written(tmp_path / "ours.db", "patient", 7.0)
     assert "60000" in said
+    assert "'cache_size': -2000" in said
+    assert "'mmap_size': 0" in said
     assert said.endswith("written\n"), error
 
 
