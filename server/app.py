@@ -19,7 +19,7 @@ from ..core.log import logged, placed
 from ..core.parts import Reply
 from ..core.signed import Signatures
 from ..core.values import Vector
-from .fetch import fetching, pause_s
+from .fetch import fetching
 from .link import Link, Question
 from .tally import announce, followed
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Replies fetched at a time: bounds the server's memory whatever the number of clients.
 _AT_ONCE = 16
+_POLL_S = 0.2
 # Bytes of a reply beside its values, and for each of them: no scheme seals one into more.
 _SPARE, _MOST_BYTES = 16 << 20, 256
 # Letters kept of what a client says went wrong.
@@ -132,11 +133,10 @@ def exchange(
                         if message.has_error():  # it may be the SuperLink's own, on the node
                             message.metadata.__dict__["_src_node_id"] = node
                         yield message
-            rest = end - time.monotonic()
-            if waiting and rest <= 0.0:
+            if waiting and time.monotonic() >= end:
                 return
-            if waiting:
-                time.sleep(min(rest, pause_s(grid, len(waiting), len(left) - len(waiting))))
+            if len(waiting) == len(left):
+                time.sleep(_POLL_S)
 
 
 def _arrays(vectors: Mapping[str, Vector]) -> dict[str, Array]:

@@ -38,7 +38,6 @@ from flwr.superlink.grid.http_grid import HttpGrid
 Fetch = Callable[[Sequence[str]], list[Message]]
 """(ids of messages that wait for a reply) -> replies that are there, or why one will never be."""
 
-_PAUSE_S, _LONG_S, _A_LOOK = 0.2, 3.0, 16
 _LANES = 8  # parts of one reply that are fetched side by side
 _PART = 5 << 20  # bytes of a part, as Flower cuts arrays
 _SPARE_PARTS = 64  # records, and arrays of few bytes
@@ -67,19 +66,6 @@ class _Partial:
     @property
     def size_bytes(self) -> int:
         return sum(len(part) for part in self.parts.values())
-
-
-def pause_s(grid: Grid, waiting: int, found: int) -> float:
-    """Seconds until the next look for replies; over HTTP more, the more a look costs the server.
-
-    Args:
-        grid: of the run.
-        waiting: how many replies are awaited, one or more.
-        found: how many the last look found.
-    """
-    if isinstance(grid, HttpGrid):
-        return min(_LONG_S, _PAUSE_S * max(1.0, waiting / _A_LOOK))
-    return 0.0 if found else _PAUSE_S
 
 
 @contextmanager

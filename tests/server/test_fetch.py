@@ -9,7 +9,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from perennial.core import wire
-from perennial.server.fetch import fetching, pause_s
+from perennial.server.fetch import fetching
 from perennial.simulations.compat import empty_run, instruction, set_message_id
 
 
@@ -152,12 +152,3 @@ def test_a_reply_under_another_nodes_id_is_malformed(link):
     link.add(11, b"mine", claimed=12)
     with fetching(Grid(link), 1 << 20) as fetch:
         assert fetched(fetch, 11) == {11: "malformed message"}
-
-
-def test_the_more_replies_are_awaited_the_seldomer_is_looked():
-    grid, in_memory = Grid.__new__(Grid), object()
-    assert pause_s(grid, 3, 0) == pause_s(grid, 3, 2) == 0.2
-    assert pause_s(grid, 100, 60) == 1.25
-    assert pause_s(grid, 10_000, 0) == 3.0
-    assert pause_s(in_memory, 10_000, 1) == 0.0
-    assert pause_s(in_memory, 10_000, 0) == 0.2
