@@ -47,7 +47,7 @@ check: $(READY) wheel
 
 # The wheel in an environment of its own, which borrows the installed dependencies and nothing else.
 wheel: $(READY)
-	rm -rf .build && mkdir -p .build
+	rm -rf .build build && mkdir -p .build
 	$(BIN)/python -m build --wheel --no-isolation --outdir .build .  > .build/log 2>&1 || { cat .build/log; exit 1; }
 	$(PYTHON) -m venv --without-pip .build/env
 	$(BIN)/python tests/house/borrow.py .build/env
