@@ -119,6 +119,7 @@ def planned(text: str, config: Config, limits: Update, home: Path, domain: str) 
         PerennialError: config, data or domain are at fault.
     """
     from ..server import origin, updates
+    from .descent import need_descent
 
     _need_life(config)
     origin.need_sound(home)
@@ -131,7 +132,7 @@ def planned(text: str, config: Config, limits: Update, home: Path, domain: str) 
     if not (limits.server or config.simulation.clients):  # what clients keep outlives a run
         text = override(text, [f"simulation.clients={clients}"])
     text, _ = settle(text)
-    check.read(text)
+    need_descent(check.read(text), home)
     return Plan(text, limits, home, known, new, _asked(text, stream, new))
 
 

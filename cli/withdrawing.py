@@ -5,17 +5,20 @@ It runs where the client's folder is; nothing is sent, and no server is asked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import typer
 
 from ..client import withdrawn
+from ..client.withdrawn import Withdrawn
 from ..continual import contributions, memory, reference
-from ..core.errors import DataError
+from ..core.errors import DataError, RunError
 from ..server.units import count
 
 _CARD = "client.json"
+_T = TypeVar("_T")
 
 
 def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything: bool) -> None:
@@ -37,23 +40,49 @@ def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything:
     """
     if not (folder / _CARD).is_file():
         raise DataError(f"{folder} must be a client's own folder; it has no {_CARD}.")
+    if not all(name.strip() for name in ids):  # such as of a shell variable that is not set
+        raise DataError("a record's id must not be empty; one is. Name the records to withdraw.")
     named = frozenset([*ids, *(_listed(file) if file else ())])
     # The list first: whatever happens next, no update uses these records again.
     known = withdrawn.read(folder)
     after = withdrawn.write(folder, named, everything=everything)
-    forgotten = memory.forget(folder, after.ids, everything=after.everything)
-    compared = reference.forget(folder, after.ids, everything=after.everything)
+    faults: list[RunError] = []  # one file that cannot be purged keeps none of the others
+    forgotten = _tried(faults, lambda: _purged(memory.forget, folder, after))
+    compared = _tried(faults, lambda: _purged(reference.forget, folder, after))
+    summed = _tried(faults, lambda: contributions.held(folder))
     new = len(after.ids - known.ids)
     what = "all records of this client" if everything else f"{new} ids, {len(after.ids)} in all"
     typer.echo(f"withdrawn: {what}")
-    typer.echo(f"memory: {len(forgotten)} records taken out, and out of its index")
-    typer.echo(f"drift: {len(compared)} records taken out of what new records are held against")
-    # Last: where they cannot be read, all the rest is done and said.
-    summed = contributions.held(folder)
-    gone = frozenset(summed) if after.everything else after.ids & frozenset(summed)
-    typer.echo(f"statistics: {_when(len(gone), sum(summed[name] for name in gone))}")
+    if forgotten is not None:
+        typer.echo(f"memory: {len(forgotten)} records taken out, and out of its index")
+    if compared is not None:
+        typer.echo(f"drift: {len(compared)} records taken out of what new records are held against")
+    if summed is not None:
+        gone = frozenset(summed) if after.everything else after.ids & frozenset(summed)
+        typer.echo(f"statistics: {_when(len(gone), sum(summed[name] for name in gone))}")
+    if faults:
+        said = "\n".join(str(fault) for fault in faults)
+        raise RunError(
+            f"{said}\nNo update uses these records from now on, but they may still be in what is "
+            "named above. Mend that, then withdraw the same records again."
+        )
     for name in sorted(named):
-        typer.echo(f"  {name}: {_found(name, forgotten, compared, summed)}")
+        typer.echo(f"  {name}: {_found(name, forgotten or (), compared or (), summed or {})}")
+
+
+def _purged(
+    forget: Callable[..., frozenset[str]], folder: Path, after: Withdrawn
+) -> frozenset[str]:
+    return forget(folder, after.ids, everything=after.everything)
+
+
+def _tried(faults: list[RunError], act: Callable[[], _T]) -> _T | None:
+    """What `act` gives; None where it fails, with the error among `faults`."""
+    try:
+        return act()
+    except RunError as error:
+        faults.append(error)
+        return None
 
 
 def _when(num_held: int, num_given: int) -> str:
@@ -98,7 +127,7 @@ def _found(
 
 def _listed(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} must list record ids, one a line: {error}") from error
     found = [line.strip() for line in lines if line.strip()]

@@ -26,7 +26,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from ..core import plugins, signed, wire
-from ..core.errors import RunError
+from ..core.errors import PerennialError, RunError
 from ..core.log import placed
 from ..core.signed import Signatures
 from ..core.sums import Pact, Party
@@ -97,6 +97,9 @@ def _answer(message: Message, context: Context, stage: str, work: _Work) -> Mess
             _need_in_time(started, site, message, context)
             _sign(answer, task, message, context)
             return Message(answer, reply_to=message)
+        except PerennialError as error:  # says itself what is wrong and what to do
+            logger.error("node %d: %s failed: %s", context.node_id, stage, error)
+            return _failed(error, stage, message)
         except Exception as error:  # whatever went wrong, the server gets an answer
             logger.exception("node %d: %s failed", context.node_id, stage)
             return _failed(error, stage, message)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..core.config import Config
+from ..core.config import Config, Train
 from ..core.parts import Continual, Indices, Model, Phase, Strata, added
 from ..core.seeds import derive, generator
 from ..core.values import Records, Vector
@@ -86,6 +86,7 @@ class Asked:
             gone=self.holdings.gone(client),
             counted=frozenset(task.counted),
             run=self.run,
+            stiffest=_stiffest(self.config.train),
         )
 
     def records(self, memory: Any) -> tuple[Records, Strata, list[bool]]:
@@ -151,6 +152,11 @@ class Asked:
             return []
         index = {label: i for i, label in enumerate(task.labels)}
         return [index[label] for label in task.domain.labels]
+
+
+def _stiffest(table: Train) -> float:
+    """The largest curvature that every step of the optimizer can follow."""
+    return 1.0 / max(table.lr, table.head_lr) if table.optimizer == "sgd" else math.inf
 
 
 def ending(task: Task, kind: str) -> tuple[Task, tuple[float, ...]]:

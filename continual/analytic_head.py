@@ -140,4 +140,5 @@ def build(
         users=False,
         classifies=True,
         private=not renew,
+        remedy="write encoder = 'base' or 'first'",
     )

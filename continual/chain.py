@@ -79,6 +79,12 @@ def build(*, methods: Annotated[tuple[Mapping[str, Any], ...], Field(min_length=
         users=all(method.users for method in each),
         classifies=any(method.classifies for method in each),
         private=all(method.private for method in each),
+        remedy="; ".join(
+            f"{part.name}: {part.method.remedy or 'leave it out'}"
+            for part in parts
+            if not part.method.private
+        ),
+        unheeded=tuple(f"methods.{p.name}.{o}" for p in parts for o in p.method.unheeded),
         **optional,
     )
 

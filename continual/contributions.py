@@ -10,7 +10,9 @@ was lost, adds nothing twice.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import tokenize
 import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -29,8 +31,25 @@ FILE = "analytic.npz"
 NEVER = -1
 """Instead of the index of a domain: not taken back."""
 
-_SCHEMA = 1
-_DAMAGED = (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError, TypeError, RuntimeError)
+_SCHEMA = 2
+_UNCHECKED = 1
+"""Schema of files without a checksum, which are read all the same."""
+
+_MARK = b"\nsha256:"
+_TAIL = len(_MARK) + hashlib.sha256().digest_size
+
+# What numpy and zipfile raise for a file without a checksum, cut or flipped anywhere.
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    OSError,
+    zipfile.BadZipFile,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +185,9 @@ def write(folder: Path, contributions: Contributions) -> None:
         grid=contributions.grid,
     )
     path = folder / FILE
+    arrays = content.getvalue()
     try:
-        write_atomically(path, content.getvalue(), 0o600)
+        write_atomically(path, arrays + _MARK + hashlib.sha256(arrays).digest(), 0o600)
     except OSError as error:
         raise RunError(
             f"{path} must be written before the sums of its records leave this client; it cannot: "
@@ -175,10 +195,21 @@ def write(folder: Path, contributions: Contributions) -> None:
         ) from error
 
 
+def _checked(data: bytes) -> tuple[bytes, bool]:
+    """The arrays in a file, and whether a checksum stands behind them: zip allows for a tail."""
+    arrays, tail = data[:-_TAIL], data[-_TAIL:]
+    if not tail.startswith(_MARK):
+        return data, False
+    if tail != _MARK + hashlib.sha256(arrays).digest():
+        raise ValueError("its checksum is wrong")
+    return arrays, True
+
+
 def _read(path: Path) -> Contributions:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if int(file["schema"]) != _SCHEMA:
+        arrays, checked = _checked(path.read_bytes())
+        with np.load(io.BytesIO(arrays), allow_pickle=False) as file:
+            if int(file["schema"]) != (_SCHEMA if checked else _UNCHECKED):
                 raise ValueError(f"it must be of schema {_SCHEMA}")
             found = Contributions(
                 str(file["source"]),

@@ -57,9 +57,9 @@ def build(
         strength: lambda, >= 0, for a loss that is a mean over examples.
         samples: how many records of a client the Fisher looks at; a private run uses them all.
         decay: share of the earlier domains' Fisher that is kept at the end of a domain, 0..1.
-        max_curvature: largest strength * F of a value; 0 for no limit. An adaptive optimizer
-            needs none. Plain SGD leaps to and fro where lr * strength * F is above 2: give
-            1 / lr there.
+        max_curvature: largest strength * F of a value; 0 for no limit of one's own. An adaptive
+            optimizer needs none. Plain SGD would leap to and fro where lr * strength * F is above
+            2, and has 1 / lr as a limit of its own.
         while_tuning: whether it pulls in the rounds that other methods add at the end of a
             domain, too.
         clip_norm: in a private run, the largest root of the sum of a record's squared gradients;
@@ -80,7 +80,7 @@ def build(
     def start(phase: Phase) -> _Springs:
         if phase.tuning and not while_tuning:
             return _no_springs
-        return _springs(phase, strength, max_curvature)
+        return _springs(phase, strength, min(max_curvature or math.inf, phase.stiffest))
 
     def finish(memory: _Springs, shard: Records, model: Model, phase: Phase) -> Vector:
         from . import fisher
@@ -128,8 +128,7 @@ def _springs(phase: Phase, strength: float, max_curvature: float) -> _Springs:
             f"got {phase.summary.size}. Use one config and one version at both ends."
         )
     curvature = strength * phase.summary[:n]
-    if max_curvature:
-        curvature = np.minimum(curvature, np.float32(max_curvature))
+    curvature = np.minimum(curvature, np.float32(max_curvature))
     curvatures = phase.manifest.unpack(curvature)
     anchors = phase.manifest.unpack(phase.summary[n:])
 

@@ -225,7 +225,8 @@ def save(folder: Path, reference: Reference) -> None:
 def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> frozenset[str]:
     """Take records out of a client's reference at once; the ids of those that were in it.
 
-    A damaged file is taken away whole: it is drawn anew from what the client holds.
+    A damaged file is emptied, and drawn anew at the next update from what the client holds; with
+    `everything` it is deleted.
 
     Args:
         folder: of the client.
@@ -243,9 +244,20 @@ def forget(folder: Path, ids: Collection[str], *, everything: bool = False) -> f
     except OSError as error:
         raise RunError(f"{path} must be readable: {error}; mend its permissions") from error
     except ValueError:
-        path.unlink()
+        if everything:
+            path.unlink()
+        else:
+            _empty(path)
         return frozenset()
     left = found.take([]) if everything else found.without(ids)
     if len(left) < len(found):
         save(folder, left)
     return frozenset(found.ids).difference(left.ids)
+
+
+def _empty(path: Path) -> None:
+    """Nothing of anybody's is left in the file; that it is there has another one drawn."""
+    try:
+        write_atomically(path, b"", _PRIVATE)
+    except OSError as error:
+        raise RunError(f"{path} must be writable: {error}; it is as it was") from error

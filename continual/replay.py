@@ -24,12 +24,15 @@ from .memory import Store
 _DAY_S = 86400.0
 
 
+_PER_CLASS = 20
+
+
 def build(
     *,
     policy: Literal[
         "auto", "reservoir", "class_balanced", "herding", "k_center", "highest_loss", "nearest"
     ] = "auto",
-    per_class: Annotated[int, Field(ge=1)] = 20,
+    per_class: Annotated[int, Field(ge=1)] = _PER_CLASS,
     capacity: Annotated[int, Field(ge=0)] = 0,
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0,
     keep_days: Annotated[float, Field(ge=0.0)] = 0.0,
@@ -41,8 +44,8 @@ def build(
     """Replay from a memory on the client's disk.
 
     In a private run whether a record stays may depend on that record alone: each is kept with
-    the chance `share`, drawn by a key that only its client knows, and `per_class` and `capacity`
-    do not apply. Only `auto` and `reservoir` can do so.
+    the chance `share`, drawn by a key that only its client knows; other limits than that are
+    refused. Only `auto` and `reservoir` can do so.
 
     What a domain adds to the memory is chosen at its end: a client that is away then keeps nothing
     of it.
@@ -131,6 +134,8 @@ def build(
         rounds=tune_rounds,
         replays=True,
         private=policy in ("auto", "reservoir"),
+        remedy="write policy = 'auto'",
+        unheeded=("per_class",) * (per_class != _PER_CLASS) + ("capacity",) * bool(capacity),
     )
 
 

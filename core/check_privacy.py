@@ -39,8 +39,16 @@ def privacy_faults(
             "continual.name",
             f"{config.continual.name!r} computes from raw records what later steers training, "
             "and does not charge it",
-            "use a method that sums by `Phase.summed`, or [continual] name = 'none'",
+            continual.remedy or "use a method that sums by `Phase.summed`, or name = 'none'",
         )
+    if example.unit:
+        for option in continual.unheeded:
+            yield Fault(
+                f"continual.{option}",
+                "must be left out where single records are private: a record stays in memory for "
+                "what it is itself, however many others there are",
+                "write share, the part of its records that a client keeps (0.2, say)",
+            )
     if example.unit and config.train.replay_ratio:
         yield Fault(
             "train.replay_ratio",

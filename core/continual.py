@@ -7,6 +7,7 @@ clients of it, and may answer in the model's place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ class Phase:
         gone: ids of all withdrawn records, whether the client still holds them or not.
         counted: indices of the domains of this run whose end the server counted this client in.
         run: of which run, and those that went on from it, the indices are.
+        stiffest: largest curvature of a pull that a step can follow: under plain SGD 1 / rate,
+            beyond which it would leap over what pulls it; infinite where the optimizer adapts.
     """
 
     domain: Domain
@@ -95,6 +98,7 @@ class Phase:
     gone: frozenset[str] = frozenset()
     counted: frozenset[int] = frozenset()
     run: str = ""
+    stiffest: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,8 @@ class Continual:
         private: whether all that it computes from raw records, and that steers training, comes
             from `Phase.summed` or, record by record, from one record and what was released; a
             private run refuses a method that is not.
+        remedy: what to write where a private run refuses it; empty for nothing.
+        unheeded: options that were given and that a private run does not heed.
     """
 
     start: Callable[[Phase], Any]
@@ -223,6 +229,8 @@ class Continual:
     users: bool = True
     classifies: bool = False
     private: bool = False
+    remedy: str = ""
+    unheeded: tuple[str, ...] = ()
 
     def lengths(self, manifest: Manifest) -> tuple[int, ...]:
         """Lengths of the parts of what `finish` gives.

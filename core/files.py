@@ -19,6 +19,8 @@ def write_atomically(path: Path, content: bytes | str, mode: int = 0o666) -> Non
     Raises:
         OSError: the disk is full or the folder cannot be written; `path` keeps its old content.
     """
+    if not path.name:  # such as "."
+        raise IsADirectoryError(f"{path} is a folder")
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:

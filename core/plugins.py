@@ -141,8 +141,13 @@ def _option_faults(
 ) -> list[Fault]:
     # A value that fits no branch of a union gives one entry per branch: they are one fault.
     unions = {name for name, hint in hints.items() if get_origin(hint) in (Union, UnionType)}
+    inner = {
+        detail["loc"][:depth] for detail in error.errors() for depth in range(len(detail["loc"]))
+    }
+    # Items that are at fault are not counted either: that too few are left is no fault of its own.
+    details = [d for d in error.errors() if d["type"] != "too_short" or d["loc"] not in inner]
     grouped = groupby(
-        error.errors(), lambda detail: detail["loc"][:1] if detail["loc"][0] in unions else detail
+        details, lambda detail: detail["loc"][:1] if detail["loc"][0] in unions else detail
     )
     return [_fault(list(details), place, allowed) for _, details in grouped]
 

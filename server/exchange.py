@@ -22,7 +22,7 @@ from .events import EventLog
 from .link import Question
 from .pending import Pending
 from .room import Room, task
-from .round import Tally, Terms, Verdict, collect, opened_sum
+from .round import ASTRAY, Tally, Terms, Verdict, collect, opened_sum
 from .sums import Agreement, agree, quorum, unmask
 
 logger = logging.getLogger(__name__)
@@ -118,9 +118,22 @@ def _exchanged(
             raise RunError(
                 f"[round] min_replies = {quorum(room, size)} replies must count; in {attempt + 1} "
                 f"attempts at round {state.round} of domain {state.domain} too few did. Last: "
-                f"{found.reason}. The clients' logs name the cause; the run can be resumed."
+                f"{found.reason}. {_advice(found.reason)}"
             )
         attempt, again = attempt + 1, found.again
+
+
+def _advice(reason: str) -> str:
+    """What to do about too few replies."""
+    if any(words in reason for words in ASTRAY):
+        return (
+            "Such an update comes of training that went astray: lower [train] lr, or what pulls or "
+            "scales its steps, in a new run."
+        )
+    return (
+        "The clients' logs, in a simulation the run's log.txt, name the cause; the run can be "
+        "resumed."
+    )
 
 
 def _attempt(

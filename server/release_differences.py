@@ -55,16 +55,17 @@ def _settings(release: Release) -> dict[str, Any]:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return {}
-    return dict(_flat(tree))
+    return dict(flat(tree))
 
 
-def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Tables as (dotted key, value), tables in lists by their place in it."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flat(item, f"{place}.{key}" if place else key)
+            yield from flat(item, f"{place}.{key}" if place else key)
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for i, item in enumerate(value):
-            yield from _flat(item, f"{place}.{i}")
+            yield from flat(item, f"{place}.{i}")
     else:
         yield place, value
 

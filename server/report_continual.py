@@ -179,6 +179,8 @@ def absent(end: Mapping[str, Any], methods: Sequence[str], *, private: bool) -> 
     why = f" ({why})" if sum(causes.values()) == missing else ""
     whole = count(missing + integer(end.get("clients")), "client")
     words = [f"ended without {missing} of {whole}{why}."]
+    if any(": " in cause for cause in causes):  # an error of its own, whose text stays there
+        words.append("Their logs, in a simulation the run's log.txt, say what to do.")
     if values:
         lacks = _sums(methods, private)
         words.append(f"Nothing of those clients' records of this domain is in {lacks}.")

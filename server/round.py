@@ -24,6 +24,9 @@ from ..core.values import ServerState, Ticket, Update, Vector, scatter
 
 logger = logging.getLogger(__name__)
 
+ASTRAY = ("change out of range", "not finite")
+"""Why an update is rejected that comes of training gone astray."""
+
 ACCOUNT = tuple(
     f"{word}.{unit}" for word in ("epsilon", "left", "releases") for unit in (EXAMPLE, USER)
 )
@@ -191,7 +194,7 @@ def _unlike(body: bytes, terms: Terms, secure_sum: SecureSum) -> str:
     largest = max(float(delta.max()), -float(delta.min()))
     if largest <= terms.max_change:
         return ""
-    return "not finite" if not np.isfinite(delta).all() else "change out of range"
+    return ASTRAY[not np.isfinite(delta).all()]
 
 
 def _account(metrics: Mapping[str, Any]) -> dict[str, float]:

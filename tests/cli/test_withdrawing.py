@@ -143,6 +143,45 @@ def test_a_list_without_ids_is_refused(client, tmp_path, content):
     assert len(memory.read(client)) == 4
 
 
+def test_an_editor_s_mark_before_the_first_id_is_not_part_of_it(client, tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfr1\r\nr2\r\n")
+    withdraw(client, [], tmp_path / "ids.txt", everything=False)
+    assert withdrawn.read(client).ids == {"r1", "r2"}
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_id_that_is_empty_is_refused(client, empty):
+    with pytest.raises(DataError, match="must not be empty"):
+        withdraw(client, ["r1", empty], None, everything=False)
+    assert not withdrawn.read(client).ids
+
+
+def test_one_damaged_file_keeps_none_of_the_others(client, capsys):
+    records = Records(IDS, *(("text",) * 4 for _ in range(4)))
+    whole = reference.Reference("base", "key", ends=("first",))
+    reference.save(client, whole.joined(records, np.eye(4, dtype=np.float32)))
+    path = client / memory.STORE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"(?s)delete it.*then withdraw the same records again"):
+        withdraw(client, ["r1"], None, everything=False)
+    said = capsys.readouterr().out
+    assert "drift: 1 records" in said
+    assert "statistics: nothing" in said
+    assert "memory:" not in said
+    assert reference.load(client, "base", pytest.fail).ids == IDS[1:]
+
+
+def test_a_damaged_reference_is_left_empty_to_be_drawn_anew(client):
+    (client / reference.FILE).write_bytes(b"damaged r1")
+    withdraw(client, ["r1"], None, everything=False)
+    assert (client / reference.FILE).read_bytes() == b""
+    asked = []
+    reference.load(client, "base", asked.append)
+    assert len(asked) == 1
+    withdraw(client, [], None, everything=True)
+    assert not (client / reference.FILE).exists()
+
+
 def test_a_damaged_memory_is_named_and_the_withdrawal_noted_all_the_same(client):
     path = client / memory.STORE
     path.write_bytes(path.read_bytes()[:-1])

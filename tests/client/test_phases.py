@@ -1,5 +1,6 @@
 """What a task means for one client: its phase, its schedule, and how a domain ends."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,19 @@ def test_a_phase_says_of_which_run_and_client_it_is(site, tmp_path):
     assert (phase.private, phase.tuning) == (False, False)
     assert phase.summed is added  # nothing is promised: rows are added as they are
     assert set(phase.held().ids) == set(asked.shard.ids)
+
+
+@pytest.mark.parametrize(
+    ("table", "stiffest"),
+    [
+        ("", math.inf),
+        ('optimizer = "sgd"\nlr = 0.5', 2.0),
+        ('optimizer = "sgd"\nlr = 0.5\nhead_lr = 4.0', 0.25),
+    ],
+)
+def test_plain_sgd_can_follow_pulls_up_to_one_over_its_rate(table, stiffest, tmp_path):
+    site = Site(f"{TEXT}[train]\n{table}\n", {})
+    assert asked_in(site, tmp_path, 0).phase(NOTHING, pytest.fail).stiffest == stiffest
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -250,6 +251,27 @@ def test_what_was_added_must_be_known(model, tmp_path):
     client.counted |= {2}
     with pytest.raises(RunError, match="at the end of domain 2, which the server counted"):
         client.finish(method, model, 2)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_flipped_bit_is_named_wherever_it_is(model, tmp_path, checked):
+    client = Client(tmp_path, SHARDS)
+    taught(analytic_head.build(**OPTIONS), model, [client], until=2)
+    path = tmp_path / contributions.FILE
+    good = path.read_bytes()
+    if checked:
+        places = range(0, len(good), max(1, len(good) // 400))
+    else:  # as an earlier version wrote it
+        with np.load(path) as file:
+            np.savez(path, **{**file, "schema": np.array(1)})
+        good = path.read_bytes()
+        assert contributions.held(tmp_path)
+        places = range(100, 700)  # names, heads and the first values of arrays
+    for place in places:
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
+        named = pytest.raises(RunError, match="must say which records this client added")
+        with named if checked else suppress(RunError):  # without a checksum some pass unseen
+            contributions.held(tmp_path)
 
 
 def test_nothing_leaves_where_it_cannot_be_written_down(model, tmp_path, monkeypatch):

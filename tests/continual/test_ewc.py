@@ -173,6 +173,18 @@ def test_plain_sgd_settles_under_the_largest_curvature_and_diverges_above():
     assert abs(after(ewc.build(strength=1.0, max_curvature=10.0))) < 1e-6
 
 
+def test_a_step_of_plain_sgd_never_leaps_over_the_anchor():
+    told = np.array([50.0, 0, 0, 0] + [0] * 4, np.float32)
+    here = Phase(FOOD, 1, Path(), 0, told, manifest=ONE, stiffest=10.0)
+    for options in ({}, {"max_curvature": 1e6}):
+        method = ewc.build(strength=1e12, **options)
+        value = torch.ones(2, 2)
+        value = value - 0.1 * method.pull(method.start(here), {"w": value})["w"]
+        assert value[0, 0].abs() < 1e-6
+    softer = ewc.build(strength=1e12, max_curvature=4.0)
+    assert softer.pull(softer.start(here), {"w": torch.ones(2, 2)})["w"][0, 0] == 4.0
+
+
 def test_the_rounds_of_others_are_free_unless_asked():
     told = np.ones(8, np.float32)
     here = Phase(FOOD, 1, Path(), 0, told, manifest=ONE, tuning=True)

@@ -1,6 +1,7 @@
 """Pairs of tables that would break a promise of privacy are refused with the config."""
 
 import pytest
+import tomli_w
 
 from perennial.core import check
 from perennial.core.errors import ConfigError
@@ -166,3 +167,32 @@ def test_neighbours_too_few_to_see_the_noise_are_refused(sums):
 def test_a_clip_that_is_worth_no_level_is_refused(promise):
     found = faults(promise.replace("clip = 1.0", "clip = 1e-6"), UNIFORM, SIX, SUMS["bfv"])
     assert "levels or more" in found["user_privacy.clip"]
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        ({"name": "replay", "policy": "herding"}, "policy = 'auto'"),
+        ({"name": "analytic_head", "encoder": "refresh"}, "encoder = 'base' or 'first'"),
+        ({"name": "analytic_head", "encoder": "both"}, "encoder = 'base' or 'first'"),
+    ],
+)
+def test_what_compares_records_is_refused_with_what_to_write(method, remedy):
+    tables = tomli_w.dumps({"continual": method})
+    assert remedy in faults(EXAMPLE, UNIFORM, tables)["continual.name"]
+    chain = {"continual": {"name": "chain", "methods": [{"name": "ewc"}, method]}}
+    found = faults(EXAMPLE, UNIFORM, tomli_w.dumps(chain))["continual.name"]
+    assert f"{method['name']}: write {remedy}" in found
+    assert "ewc" not in found
+
+
+def test_limits_that_count_records_are_refused_in_a_private_run():
+    few = {"name": "replay", "per_class": 3, "capacity": 9}
+    found = faults(EXAMPLE, UNIFORM, tomli_w.dumps({"continual": few}))
+    assert {"continual.per_class", "continual.capacity"} == found.keys()
+    assert "write share" in found["continual.per_class"]
+    chain = tomli_w.dumps({"continual": {"name": "chain", "methods": [few]}})
+    assert "continual.methods.replay.capacity" in faults(EXAMPLE, UNIFORM, chain)
+    share = tomli_w.dumps({"continual": {"name": "replay", "share": 0.2}})
+    check.read(config(EXAMPLE, UNIFORM, share))
+    check.read(config(UNIFORM, tomli_w.dumps({"continual": few})))

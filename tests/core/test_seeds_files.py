@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,11 @@ def test_writing_replaces_the_whole_content(tmp_path):
     files.write_atomically(path, "gr\u00fc\u00df")
     assert path.read_text(encoding="utf-8") == "gr\u00fc\u00df"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_no_file_to_write():
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        files.write_atomically(Path(), "x")
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

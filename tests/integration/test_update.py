@@ -316,16 +316,22 @@ def test_faults_are_named_and_write_nothing(tmp_path):
         run(tiny(home).replace("[update]", "[evaluate]").split("home =")[0])
     with pytest.raises(DataError, match="'atlantis'"):
         run(tiny(home), "atlantis")
-    private = tiny(home, round__weight="uniform") + '[privacy]\nname = "dp_sgd"\nepsilon = 8.0\n'
+    private = tiny(home, round__weight="uniform").replace("per_class = 5", "share = 0.5")
+    private += '[privacy]\nname = "dp_sgd"\nepsilon = 8.0\n'
     with pytest.raises(ConfigError, match=r"privacy.updates.*must be given for an update"):
         run(private + "delta = 1e-4\n")
     assert not (home / "updates").exists()
     with updates.only_one(home), pytest.raises(RunError, match="another process"):
         run(tiny(home))
     assert run(tiny(home)) == 0
-    changes = {"model__rank": 2}
-    with pytest.raises(RunError, match="stamp"):
-        run(tiny(home, **changes))
+    there = sorted((home / "updates").iterdir())
+    fewer = tiny(home, model__rank=2).replace("per_class = 5", "per_class = 3")
+    kept = r"continual\.methods\.0\.per_class\] must stay 5, as in release 0001"
+    with pytest.raises(ConfigError, match=kept) as error:
+        run(fewer)
+    ranks = "[model.rank] must stay left out, as in release 0001, which this update goes on from"
+    assert ranks in str(error.value)
+    assert sorted((home / "updates").iterdir()) == there
     run_folder = home / "updates" / str(releases.in_service(home).card["update"])
     for path in (run_folder / "checkpoints").iterdir():
         path.unlink()

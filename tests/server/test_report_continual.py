@@ -203,6 +203,13 @@ def test_a_domain_that_ended_without_some_clients_is_told_in_words():
     # Whoever is connected and not counted is missing, though the last attempt rejected nobody.
     report = summarise(ended(make_log(facts={}), 0, missing=1, rejected={}))
     assert "Domain 1 (bank) ended without 1 of 3 clients. Nothing" in text_of(render(report))
+
+
+def test_clients_that_failed_are_said_with_where_their_errors_stand():
+    end = {"clients": 1, "missing": 1, "values": 9, "rejected": {"finish: RunError": 1}}
+    said = absent(end, ["analytic_head"], private=False)
+    assert "(1 finish: RunError). Their logs, in a simulation the run's log.txt, say what" in said
+    assert "log.txt" not in absent({**end, "rejected": {"late": 1}}, ["ewc"], private=False)
     # Logs of before that say only whose answers were rejected.
     report = summarise(ended(make_log(facts={}), 0, rejected={EVIL: 1}))
     assert f"without 1 of 3 clients (1 {EVIL})" in text_of(render(report))
