@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core import check
+from ..core.check_continual import LASTING
 from ..core.config import Config
 from ..core.errors import ConfigError, Fault, PerennialError
 from ..server import releases
 from ..server.release_differences import flat
-
-_KEPT = {"model", "continual", "strategy"}
-"""Tables that give parameters, and what methods and strategy keep, their meaning."""
 
 
 def need_descent(config: Config, home: Path) -> None:
@@ -40,7 +38,9 @@ def need_descent(config: Config, home: Path) -> None:
 
 
 def _faults(before: Config, after: Config, release: str) -> Iterator[Fault]:
-    old, new = (dict(flat(c.model_dump(mode="json", include=_KEPT))) for c in (before, after))
+    old, new = (
+        dict(flat(c.model_dump(mode="json", include=set(LASTING)))) for c in (before, after)
+    )
     for place in dict.fromkeys((*old, *new)):
         if old.get(place) != new.get(place):
             yield Fault(

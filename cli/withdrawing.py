@@ -12,7 +12,6 @@ from typing import TypeVar
 import typer
 
 from ..client import withdrawn
-from ..client.withdrawn import Withdrawn
 from ..continual import contributions, memory, reference
 from ..core.errors import DataError, RunError
 from ..server.units import count
@@ -35,8 +34,8 @@ def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything:
 
     Raises:
         DataError: the folder is no client's, or the file holds no ids.
-        RunError: the disk cannot be written, or the memory or the statistics are damaged; the
-            list of the withdrawn is written all the same.
+        RunError: the disk cannot be written, or a file of the client's is damaged; the list of the
+            withdrawn is written and the other files are purged all the same.
     """
     if not (folder / _CARD).is_file():
         raise DataError(f"{folder} must be a client's own folder; it has no {_CARD}.")
@@ -47,8 +46,9 @@ def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything:
     known = withdrawn.read(folder)
     after = withdrawn.write(folder, named, everything=everything)
     faults: list[RunError] = []  # one file that cannot be purged keeps none of the others
-    forgotten = _tried(faults, lambda: _purged(memory.forget, folder, after))
-    compared = _tried(faults, lambda: _purged(reference.forget, folder, after))
+    left, all_ = after.ids, after.everything
+    forgotten = _tried(faults, lambda: memory.forget(folder, left, everything=all_))
+    compared = _tried(faults, lambda: reference.forget(folder, left, everything=all_))
     summed = _tried(faults, lambda: contributions.held(folder))
     new = len(after.ids - known.ids)
     what = "all records of this client" if everything else f"{new} ids, {len(after.ids)} in all"
@@ -68,12 +68,6 @@ def withdraw(folder: Path, ids: Sequence[str], file: Path | None, *, everything:
         )
     for name in sorted(named):
         typer.echo(f"  {name}: {_found(name, forgotten or (), compared or (), summed or {})}")
-
-
-def _purged(
-    forget: Callable[..., frozenset[str]], folder: Path, after: Withdrawn
-) -> frozenset[str]:
-    return forget(folder, after.ids, everything=after.everything)
 
 
 def _tried(faults: list[RunError], act: Callable[[], _T]) -> _T | None:

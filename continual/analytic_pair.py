@@ -84,7 +84,6 @@ def paired(frozen: Continual, adapted: Continual) -> Continual:
         facts=facts,
         sums=sum(method.sums for method in each),
         private=all(method.private for method in each),
-        remedy="write encoder = 'base' or 'first'",
     )
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tokenize
-import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import RunError
-from ..core.files import write_atomically
+from ..core.files import DAMAGED, write_atomically
 from .random_features import Grid
 
 FILE = "analytic.npz"
@@ -37,19 +35,6 @@ _UNCHECKED = 1
 
 _MARK = b"\nsha256:"
 _TAIL = len(_MARK) + hashlib.sha256().digest_size
-
-# What numpy and zipfile raise for a file without a checksum, cut or flipped anywhere.
-_DAMAGED = (
-    ValueError,
-    KeyError,
-    OSError,
-    zipfile.BadZipFile,
-    EOFError,
-    TypeError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +208,7 @@ def _read(path: Path) -> Contributions:
         columns = (found.labels, found.added, found.removed, found.grid)
         if any(len(column) != len(found.ids) for column in columns):
             raise ValueError("its columns have other lengths")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise RunError(
             f"{path} must say which records this client added to the server's sums: {error}. Put "
             "back a good copy, or start the run anew: without it they would be added twice."

@@ -22,8 +22,6 @@ from . import memory as disk
 from .memory import Store
 
 _DAY_S = 86400.0
-
-
 _PER_CLASS = 20
 
 
@@ -70,6 +68,7 @@ def build(
             records of each class as the memory keeps; all that trains, where there is no head.
     """
     chosen = "herding" if policy == "auto" else policy
+    counting = {"per_class": per_class != _PER_CLASS, "capacity": capacity > 0}
     rule = exemplars.Rule(chosen, per_class, capacity, share, loss_share)
 
     def start(phase: Phase) -> Remembered:
@@ -135,7 +134,7 @@ def build(
         replays=True,
         private=policy in ("auto", "reservoir"),
         remedy="write policy = 'auto'",
-        unheeded=("per_class",) * (per_class != _PER_CLASS) + ("capacity",) * bool(capacity),
+        unheeded=tuple(name for name, given in counting.items() if given),
     )
 
 

@@ -11,6 +11,10 @@ from .config import Config, Plugin
 from .errors import ConfigError, Fault
 from .parts import Continual, Model, SecureSum
 
+LASTING = ("model", "continual", "strategy")
+"""Tables that give parameters, and what methods and strategy keep, their meaning: they stay as they
+are from one domain update to the next."""
+
 _CAUSAL = "causal_lm"
 _DEFAULTS = ("replay", "ewc", "analytic_head")
 

@@ -5,7 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tokenize
+import zipfile
 from pathlib import Path
+
+# What numpy, zipfile and json raise for a file cut or flipped anywhere (found by doing so), such as
+# for an empty file, a head of another shape, and flags that a zip file may not have.
+DAMAGED = (
+    ValueError,
+    KeyError,
+    OSError,
+    zipfile.BadZipFile,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
 def write_atomically(path: Path, content: bytes | str, mode: int = 0o666) -> None:

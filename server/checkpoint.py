@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import RunError
-from ..core.files import write_atomically
+from ..core.files import DAMAGED, write_atomically
 from ..core.values import ServerState
 
 _KEPT = 2  # the newest, and one more should the newest be damaged on disk
-
-# What numpy, zipfile and json raise for a file cut or flipped anywhere (found by doing so): the
-# last three for an empty file, a head of another shape, and flags that a zip file may not have.
-_DAMAGED = (
-    ValueError,
-    KeyError,
-    OSError,
-    zipfile.BadZipFile,
-    EOFError,
-    TypeError,
-    RuntimeError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +73,7 @@ def newest(folder: Path) -> Saved | None:
     for path in files:
         try:
             return _read(path)
-        except _DAMAGED:
+        except DAMAGED:
             continue
     if files:
         raise RunError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import check
-from ..core.check_continual import need_ranks
+from ..core.check_continual import LASTING, need_ranks
 from ..core.config import Config
 from ..core.parts import (
     Continual,
@@ -151,7 +151,7 @@ def descent(room: Room, learnt: int) -> str:
         room: the model's labels are those of the domains learnt.
         learnt: number of domains learnt.
     """
-    table = room.config.model_dump(mode="json", include={"model", "continual", "strategy"})
+    table = room.config.model_dump(mode="json", include=set(LASTING))
     return _digest(room, table, learnt)
 
 

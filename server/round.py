@@ -24,7 +24,8 @@ from ..core.values import ServerState, Ticket, Update, Vector, scatter
 
 logger = logging.getLogger(__name__)
 
-ASTRAY = ("change out of range", "not finite")
+_NOT_FINITE, _TOO_FAR = "not finite", "change out of range"
+ASTRAY = (_NOT_FINITE, _TOO_FAR)
 """Why an update is rejected that comes of training gone astray."""
 
 ACCOUNT = tuple(
@@ -194,7 +195,7 @@ def _unlike(body: bytes, terms: Terms, secure_sum: SecureSum) -> str:
     largest = max(float(delta.max()), -float(delta.min()))
     if largest <= terms.max_change:
         return ""
-    return ASTRAY[not np.isfinite(delta).all()]
+    return _TOO_FAR if np.isfinite(delta).all() else _NOT_FINITE
 
 
 def _account(metrics: Mapping[str, Any]) -> dict[str, float]:
