@@ -1,6 +1,8 @@
 """One thread for torch, and small things that many tests need."""
 
+import contextlib
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -9,6 +11,26 @@ import pytest
 from perennial.core.values import Records
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(29))]
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """`with full_disk(size)`: no file of this process grows beyond `size` bytes."""
+    import resource  # not on Windows
+
+    @contextlib.contextmanager
+    def limited(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Python would keep cut bytecode of a module that is imported meanwhile.
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "dont_write_bytecode", True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            try:
+                yield
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture

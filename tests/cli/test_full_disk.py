@@ -1,5 +1,6 @@
 """A file that cannot be written is one message and an exit code, whatever the command."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -18,7 +19,9 @@ def _no_room():
 def test_a_disk_without_room_is_named_and_leaves_nothing(tmp_path):
     (tmp_path / "c.toml").write_text(TEXT)
     command = [sys.executable, "-m", "perennial", "bundle", tmp_path / "c.toml", tmp_path / "app"]
-    done = subprocess.run(command, preexec_fn=_no_room, capture_output=True, text=True)
+    # Python would keep cut bytecode of our modules without a word, and every later import fail.
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, preexec_fn=_no_room, env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("perennial: ")
     assert "too large" in done.stderr

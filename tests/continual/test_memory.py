@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import select
 import shutil
 import subprocess
@@ -217,31 +216,23 @@ def test_it_says_what_it_holds(tmp_path):
     }
 
 
-def test_a_full_disk_leaves_the_old_memory_whole(tmp_path):
+def test_a_full_disk_leaves_the_old_memory_whole(tmp_path, full_disk):
     small, large = store(5), store(4000, seed=1)
     memory.write(tmp_path, small)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    try:
-        with pytest.raises(RunError, match=r"memory\.bin must hold \d+ bytes.*Make room"):
-            memory.write(tmp_path, large)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    needs = r"memory\.bin must hold \d+ bytes.*Make room"
+    with full_disk(60_000), pytest.raises(RunError, match=needs):
+        memory.write(tmp_path, large)
     assert same(memory.read(tmp_path), small)
     assert len(memory.open_index(tmp_path, small)) == 5
     assert {path.name for path in tmp_path.iterdir()} == {memory.STORE, memory.INDEX}
 
 
-def test_an_index_that_does_not_fit_costs_nothing_but_its_making(tmp_path, caplog):
+def test_an_index_that_does_not_fit_costs_nothing_but_its_making(tmp_path, caplog, full_disk):
     mine = store(40)
     memory.write(tmp_path, mine)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     (tmp_path / memory.INDEX).unlink()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
+    with full_disk(100):
         found = memory.open_index(tmp_path, mine)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(found) == 40
     assert "could not be written" in caplog.text
     assert not (tmp_path / memory.INDEX).exists()

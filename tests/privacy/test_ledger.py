@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import threading
 import time
 
@@ -471,6 +472,7 @@ def _limited(size, act):
     child = os.fork()
     if not child:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        sys.dont_write_bytecode = True  # it would be cut, and kept
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         try:
             act()
