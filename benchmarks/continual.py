@@ -86,7 +86,9 @@ class Results:
 
 
 def federated(setting: Setting, run: Run, memo: Memo) -> dict[str, Any]:
-    return measured(config(setting.tree(run.seed), run.seed, run.alpha), memo, setting.private)
+    return measured(
+        config(setting.tree(run.seed, run.alpha), run.seed, run.alpha), memo, setting.private
+    )
 
 
 def facts(setting: Setting, run: Run, memo: Memo) -> dict[str, Any]:

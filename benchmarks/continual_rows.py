@@ -68,6 +68,7 @@ class Setting:
         check: name of a check that is no run; empty for a run.
         seeded: the method whose option `seed` follows the run's.
         peer: of a peer's row, its name.
+        at: of an alpha, the tables in the place of `tables`' own.
     """
 
     tables: Mapping[str, Any] = field(default_factory=dict)
@@ -78,15 +79,17 @@ class Setting:
     check: str = ""
     seeded: str = ""
     peer: str = ""
+    at: Mapping[float, Mapping[str, Any]] = field(default_factory=dict)
 
-    def tree(self, seed: int) -> dict[str, Any]:
+    def tree(self, seed: int, alpha: float | None = None) -> dict[str, Any]:
         """The tables of a run."""
         methods = [
             {**method, "seed": seed} if method["name"] == self.seeded else dict(method)
             for method in self.methods
         ]
         chain = {"name": "chain", "methods": methods} if methods else {"name": "none"}
-        return {**self.tables, "continual": chain}
+        own = self.at.get(alpha, {}) if alpha else {}
+        return {**self.tables, **own, "continual": chain}
 
 
 def final(bar: float | None, **options: Any) -> Bar:
@@ -203,6 +206,9 @@ FEDERATED: dict[str, Setting] = {
         ({**REPLAY, "tune_rounds": 0}, EWC, {**WIDE, "width": 8000, "encoder": "both"}),
         (final(96.7),),
         seeded="analytic_head",
+        # Where clients' labels differ more, a round teaches less: the adapter's own head gives 93.9
+        # on validation records after four rounds there, and 94.4 after six.
+        at={0.1: {"round": {"rounds": 6}}},
     ),
     "analytic head, epsilon 8": Setting(
         {**NO_ROUNDS, **EPSILON_8},
