@@ -33,8 +33,8 @@ deploy-demo: $(READY)
 	$(BIN)/perennial releases verify --home runs/fleet/server/service
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 -m "not integration and not slow and not gpu"
-	$(BIN)/python -m pytest --numprocesses 2 -m "integration and not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not integration and not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "integration and not slow and not gpu"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

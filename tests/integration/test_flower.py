@@ -144,7 +144,7 @@ def with_key_holder(text, start, environment, folder):
 
 @pytest.mark.parametrize(
     "sealed",
-    [pytest.param(False, id="plain", marks=pytest.mark.slow), pytest.param(True, id="sealed")],
+    [pytest.param(False, id="plain"), pytest.param(True, id="sealed", marks=pytest.mark.slow)],
 )
 def test_flwr_run_ends_with_the_bits_of_a_simulation(sealed, fleet, tmp_path, monkeypatch):
     start, environment, home = fleet

@@ -161,7 +161,7 @@ def test_garbage_is_left_out(tmp_path):
     assert set(report["rejected"]) == {"malformed body"}
 
 
-@pytest.mark.parametrize("name", ["in_process", "service"])
+@pytest.mark.parametrize("name", [pytest.param("in_process", marks=pytest.mark.slow), "service"])
 def test_a_sealed_run_killed_and_resumed_ends_with_the_same_bits(name, unbroken, tmp_path):
     text = changed(SEALED, keyholder__name=name)
     folder, report = broken_run(tmp_path, kills=3, text=text, seed=len(name))

@@ -280,6 +280,7 @@ def test_a_stranger_and_a_wrong_authority_are_kept_out(fleet, tmp_path):
     assert "certificate" in node, node
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_not_on_the_list_is_refused_by_name(fleet):
     from perennial.server.bundle import write_bundle
 

@@ -52,10 +52,13 @@ def written(path, how, seconds):
 
 
 def test_a_write_waits_for_its_turn_longer_than_stock_flower_does(tmp_path):
-    said, error = written(tmp_path / "stock.db", "stock", 7.0)
+    with ThreadPoolExecutor(2) as pool:
+        stock = pool.submit(written, tmp_path / "stock.db", "stock", 7.0)
+        ours = pool.submit(written, tmp_path / "ours.db", "patient", 7.0)
+    said, error = stock.result()
     assert "5000" in said
     assert "database is locked" in error
-    said, error = written(tmp_path / "ours.db", "patient", 7.0)
+    said, error = ours.result()
     assert "60000" in said
     assert "'cache_size': -2000" in said
     assert "'mmap_size': 0" in said
