@@ -32,8 +32,9 @@ deploy-demo: $(READY)
 	$(BIN)/perennial releases list --home runs/fleet/server/service
 	$(BIN)/perennial releases verify --home runs/fleet/server/service
 
+# The tests of the house itself are those of `make check`.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not integration and not slow and not gpu"
+	$(BIN)/python -m pytest --ignore=tests/house --numprocesses 2 --dist worksteal -m "not integration and not slow and not gpu"
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "integration and not slow and not gpu"
 
 test-all: $(READY)

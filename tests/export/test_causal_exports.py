@@ -86,6 +86,7 @@ def test_what_is_packed_is_written_with_its_card_and_hashes(run, capsys):
         predict(str(made.folder), None, "", run, run, top=1, jsonl=False, threads=1, as_json=False)
 
 
+@pytest.mark.integration
 def test_the_graph_answers_as_the_merged_model_does(run):
     assert start(run, "onnx-cache") == 0
     made = artefact.read(run / "exports" / "onnx-cache")

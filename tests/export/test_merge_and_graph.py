@@ -27,6 +27,7 @@ ANSWERS = {
 SLOW = {"blended", "adapted"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in ANSWERS]
 )
