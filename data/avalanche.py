@@ -132,7 +132,7 @@ def _part(
         )
     parts = []
     for name, experience in zip(names, experiences, strict=True):
-        origin = Origin(split, f"stream {stream!r}, {name!r}", name, name)
+        origin = Origin(split, f"stream {stream!r}, {name!r}", name)
         if len(experience.dataset) or split == "train":
             rows = _rows(experience.dataset, *wordings)
             parts.append(to_records(rows, Columns(), origin).columns)

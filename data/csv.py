@@ -23,6 +23,7 @@ def build(
     group: str = "",
     prompt: str = "",
     completion: str = "",
+    id: str = "",
     test_rate: float = 0.2,
     validation_rate: float = 0.1,
     split_seed: int = 0,
@@ -40,6 +41,7 @@ def build(
         group: column that shards go by; empty for none.
         prompt: for a causal model, column of the prompt, instead of `text`.
         completion: for a causal model, column of the completion, instead of `label`.
+        id: column of what names a record, for withdrawals; by default a hash of what it says.
         test_rate: share of the training records held out for test, 0..1, without `test`.
         validation_rate: share held out for validation, 0..1, without `test` and `validation`.
         split_seed: seed of that split.
@@ -47,7 +49,7 @@ def build(
     Raises:
         ConfigError: `prompt` without `completion` or the reverse, or rates that do not fit.
     """
-    columns = Columns(text, label, domain, group, prompt, completion)
+    columns = Columns(text, label, domain, group, prompt, completion, id)
     rates = Rates(test_rate, validation_rate, split_seed)
     return source(rows, Files(train, validation, test), columns, rates)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -93,18 +94,23 @@ def _read(rows: Open, paths: Paths | None, name: str, columns: Columns) -> Recor
         return Records()
     if isinstance(paths, str):
         path = _existing(paths, name)
-        return to_records(rows(path), columns, Origin(name, str(path), path.stem))
+        return to_records(rows(path), columns, Origin(name, str(path)))
     if not paths:
         raise DataError(f"[data.{name}]: must name at least one file; got an empty table")
     parts = [_of_domain(rows, paths[d], name, d, columns).columns for d in paths]
-    return Records(*(tuple(chain.from_iterable(column)) for column in zip(*parts, strict=True)))
+    found = Records(*(tuple(chain.from_iterable(column)) for column in zip(*parts, strict=True)))
+    if len(set(found.ids)) < len(found):
+        (twice, _), *_ = Counter(found.ids).most_common(1)
+        raise DataError(
+            f"[data.{name}]: column {columns.id!r} must name each record once; "
+            f"got {twice!r} in two files; mend one or name another column in [data] id"
+        )
+    return found
 
 
 def _of_domain(rows: Open, given: str, name: str, domain: str, columns: Columns) -> Records:
     path = _existing(given, f"{name}.{domain}")
-    # bank/train.csv and clinic/train.csv have one stem: the domain keeps the ids apart.
-    origin = Origin(name, str(path), f"{domain}/{path.stem}", domain)
-    return to_records(rows(path), columns, origin)
+    return to_records(rows(path), columns, Origin(name, str(path), domain))
 
 
 def _existing(given: str, key: str) -> Path:

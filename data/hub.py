@@ -23,6 +23,7 @@ def build(
     group: str = "",
     prompt: str = "",
     completion: str = "",
+    id: str = "",
 ) -> Source:
     """A source of one hub dataset; integer class labels become their names.
 
@@ -39,17 +40,18 @@ def build(
         group: column that shards go by; empty for none.
         prompt: for a causal model, column of the prompt, instead of `text`.
         completion: for a causal model, column of the completion, instead of `label`.
+        id: column of what names a record, for withdrawals; by default a hash of what it says.
 
     Raises:
         ConfigError: `prompt` without `completion` or the reverse.
     """
-    columns = Columns(text, label, domain, group, prompt, completion)
+    columns = Columns(text, label, domain, group, prompt, completion, id)
 
     def read() -> Splits:
         def part(name: str, split: str) -> Records:
             if not split:
                 return Records()
-            origin = Origin(name, f"hub dataset {dataset!r}, split {split!r}", split)
+            origin = Origin(name, f"hub dataset {dataset!r}, split {split!r}")
             return to_records(_rows(_load(dataset, config, split)), columns, origin)
 
         return Splits(

@@ -23,6 +23,7 @@ def build(
     group: str = "",
     prompt: str = "",
     completion: str = "",
+    id: str = "",
     test_rate: float = 0.2,
     validation_rate: float = 0.1,
     split_seed: int = 0,
@@ -32,7 +33,7 @@ def build(
     Raises:
         ConfigError: `prompt` without `completion` or the reverse, or rates that do not fit.
     """
-    columns = Columns(text, label, domain, group, prompt, completion)
+    columns = Columns(text, label, domain, group, prompt, completion, id)
     rates = Rates(test_rate, validation_rate, split_seed)
     return source(_rows, Files(train, validation, test), columns, rates)
 

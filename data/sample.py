@@ -25,4 +25,4 @@ def _read() -> Splits:
 
 def _part(path: Path, name: str) -> Records:
     chosen = ((line, row) for line, row in rows(path) if row["split"] == name)
-    return to_records(chosen, Columns(), Origin(name, str(path), path.stem))
+    return to_records(chosen, Columns(), Origin(name, str(path)))

@@ -157,7 +157,7 @@ def _need_names(splits: Splits, partial: bool) -> None:
     known = frozenset(splits.train.domains)
     for records in (splits.train, splits.validation, splits.test):
         if "" in records.domains:
-            place = records.ids[records.domains.index("")]
+            place = _shown(records, records.domains.index(""))
             raise DataError(
                 f"every record must have a domain; got none for {place}; add a domain column, "
                 "give one file per domain, write [domains.groups], or [domains] joint = true"
@@ -166,9 +166,14 @@ def _need_names(splits: Splits, partial: bool) -> None:
         if strange is not None and not partial:
             raise DataError(
                 f"every domain must have training records; got {records.domains[strange]!r} "
-                f"({records.ids[strange]}), which is none of {_listed(known)}; mend that record "
-                "or add some to train"
+                f"({_shown(records, strange)}), which is none of {_listed(known)}; mend that "
+                "record or add some to train"
             )
+
+
+def _shown(records: Records, i: int) -> str:
+    """What finds a record in its file."""
+    return f"{records.ids[i]}, {records.texts[i]!r:.60}"
 
 
 def _labels(train: Records) -> dict[str, set[str]]:
@@ -192,12 +197,13 @@ def _need_one_domain(labels: Mapping[str, set[str]]) -> None:
 
 def _need_known(splits: Splits, labels: Mapping[str, set[str]]) -> None:
     for part, records in (("validation", splits.validation), ("test", splits.test)):
-        columns = zip(records.ids, records.domains, records.targets, strict=True)
-        for place, name, label in columns:
+        columns = zip(records.domains, records.targets, strict=True)
+        for i, (name, label) in enumerate(columns):
             if label not in labels.get(name, ()):
                 raise DataError(
                     f"{part} may only have labels of train; got {label!r} in domain {name!r} "
-                    f"({place}), which train never has there; mend that record or add some to train"
+                    f"({_shown(records, i)}), which train never has there; mend that record or "
+                    "add some to train"
                 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +34,7 @@ class Columns:
         group: the sharding column; empty for none.
         prompt: for a causal model, instead of `text`; given with `completion` or not at all.
         completion: for a causal model, instead of `label`.
+        id: of what names the record, unlike any other of its table; empty for none.
     """
 
     text: str = "text"
@@ -40,6 +43,7 @@ class Columns:
     group: str = ""
     prompt: str = ""
     completion: str = ""
+    id: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.prompt) != bool(self.completion):
@@ -60,37 +64,58 @@ class Origin:
     Attributes:
         split: the option that names it: `train`, `validation` or `test`.
         name: the file's path or the hub's name, for messages.
-        stem: what stands for it inside the ids; one per table of a split.
         domain: the domain of every row; empty to read the domain's column.
     """
 
     split: str
     name: str
-    stem: str
     domain: str = ""
 
 
 def to_records(rows: Rows, columns: Columns, origin: Origin) -> Records:
-    """The records of `rows`, in order, with ids `<split>:<stem>:<row number from 1>`.
+    """The records of `rows`, in order.
 
-    Labels, domains and groups lose white space at their ends; texts, prompts and completions
+    A record's id is what its column says, or `<split>:<hash of text, target and domain>`, and then
+    `-2` for a second one that says the same: rows may move, come and go between two updates, and
+    what was counted, kept or withdrawn is still known again.
+
+    Labels, domains, groups and ids lose white space at their ends; texts, prompts and completions
     are kept as they are.
 
     Raises:
-        DataError: no row at all, a missing column, or a cell that is empty or no text.
+        DataError: no row at all, a missing column, a cell that is empty or no text, or an id that
+            two rows have.
     """
     first = next(rows, None)
     if first is None:
         raise DataError(f"{origin.name}: must hold at least one record; got none")
     column = _domain_column(columns, origin, first[1])
     gathered: tuple[list[str], ...] = ([], [], [], [], [])
-    for number, (line, row) in enumerate(chain([first], rows), start=1):
-        record = _record(row, columns, column, origin, f"{origin.name}, line {line}")
-        for cells, cell in zip(
-            gathered, (f"{origin.split}:{origin.stem}:{number}", *record), strict=True
-        ):
+    seen: Counter[str] = Counter()
+    for line, row in chain([first], rows):
+        place = f"{origin.name}, line {line}"
+        record = _record(row, columns, column, origin, place)
+        if columns.id:
+            name = _cell(row, columns.id, place).strip()
+            if name in seen:
+                raise DataError(
+                    f"{place}: column {columns.id!r} must name each record once; got {name!r} "
+                    "again; mend the file or name another column in [data] id"
+                )
+            seen[name] += 1
+        else:
+            name = f"{origin.split}:{_digest(*record[:3])}"
+            seen[name] += 1
+            name += f"-{seen[name]}" * (seen[name] > 1)
+        for cells, cell in zip(gathered, (name, *record), strict=True):
             cells.append(cell)
     return Records(*(tuple(cells) for cells in gathered))
+
+
+def _digest(*cells: str) -> str:
+    """16 hex digits: two of a million records have one with a chance of 3e-8."""
+    joined = "".join(f"{len(cell)}:{cell}" for cell in cells)
+    return hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
 
 
 def _domain_column(columns: Columns, origin: Origin, row: Mapping[str, Any]) -> str:
@@ -137,6 +162,8 @@ def _cell(row: Mapping[str, Any], column: str, place: str, *, may_be_empty: bool
             f"{place}: column {column!r} must be Unicode text; got half a character, "
             f"{half.group()!a}; mend the line"
         )
+    if "\0" in text:  # arrays of text lose it at an end
+        raise DataError(f"{place}: column {column!r} must hold no NUL character; mend the line")
     if not may_be_empty and not text.strip():
         raise DataError(f"{place}: column {column!r} must not be empty; fill in or drop the line")
     return text

