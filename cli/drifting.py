@@ -6,14 +6,19 @@ import json as json_text
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import check
+from ..core.config import Config
 from ..core.errors import DataError
 from ..core.files import write_atomically
 from .configs import settled, text_of
 from .settling import settle
+
+if TYPE_CHECKING:
+    from ..continual.windows import Settings
 
 ALARM = 4
 """Exit code where there is drift."""
@@ -23,7 +28,7 @@ def drift(
     text: str,
     new: Path | None,
     *,
-    window: int,
+    window: int | None,
     in_order: bool = False,
     json: bool,
     page: Path | None,
@@ -34,7 +39,7 @@ def drift(
     Args:
         text: the TOML text of a run.
         new: a file of new records; without one, the last domain is new.
-        window: records of a window.
+        window: records of a window; None for what the run's own method `drift` says, or 100.
         in_order: windows follow the order of the data instead of being drawn.
         json: print the result as JSON instead of a table.
         page: where an HTML page is written.
@@ -44,16 +49,16 @@ def drift(
     Raises:
         PerennialError: config, data or model are at fault, or the update cannot go on.
     """
-    from ..continual.windows import LEAST, Settings
+    from ..continual.windows import LEAST
 
-    if window < LEAST:
+    if window is not None and window < LEAST:
         raise DataError(f"--window must be {LEAST} or more; got {window}")
     config = check.read(text)
     if page is not None and not page.absolute().parent.is_dir():
         raise DataError(f"--page {page} must lie in a folder that is there; make it first")
     from ..simulations.drift import run_drift
 
-    result = run_drift(config, new, Settings(window=window), _say, in_order=in_order)
+    result = run_drift(config, new, _settings(config, window), _say, in_order=in_order)
     if page is not None:
         _write_page(page, result)
     if json:
@@ -64,6 +69,17 @@ def drift(
     if result["drift"] and update is not None:
         _start(update, json=json)
     return bool(result["drift"])
+
+
+def _settings(config: Config, window: int | None) -> Settings:
+    """How the run's own method judges windows, so that a watch finds what its clients would."""
+    from ..continual.windows import Settings
+
+    plugin = config.continual
+    named = [{"name": plugin.name, **plugin.options}, *plugin.options.get("methods", ())]
+    own = next((method for method in named if method.get("name") == "drift"), {})
+    given = {field.name: own[field.name] for field in fields(Settings) if field.name in own}
+    return Settings(**given if window is None else {**given, "window": window})
 
 
 def to_start(file: Path, *, quiet: bool) -> str:

@@ -158,7 +158,10 @@ def drift(
         Optional[Path],  # noqa: UP045 - typer reads this form at run time
         typer.Option(help="New records (.csv, .jsonl, .parquet); the last domain's without."),
     ] = None,
-    window: Annotated[int, typer.Option(help="Records of a window.")] = 100,
+    window: Annotated[
+        Optional[int],  # noqa: UP045 - typer reads this form at run time
+        typer.Option(help="Records of a window; by default what the run's `drift` says, or 100."),
+    ] = None,
     in_order: Annotated[
         bool, typer.Option("--in-order", help="Cut windows as the records stand, as by time.")
     ] = False,

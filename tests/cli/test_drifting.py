@@ -95,6 +95,20 @@ def test_more_of_the_same_is_none_though_label_follows_label(old_only, tmp_path,
     assert sum(window["records"] for window in result["windows"]) == 120
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_it_judges_as_the_runs_own_method_does(text, chained, capsys):
+    given = 'name = "drift"\nwindow = 30\n'
+    assert given in text
+    options = 'name = "drift", window = 30, false_alarms = 0.4'
+    own = given + "false_alarms = 0.4\n"
+    text = text.replace(given, f'name = "chain"\nmethods = [{{{options}}}]\n' if chained else own)
+    drift(text, None, window=None, json=True, page=None, update=None)
+    told = json.loads(capsys.readouterr().out)
+    assert told["false_alarms"] == 0.4
+    drift(text, None, window=20, json=True, page=None, update=None)
+    assert len(json.loads(capsys.readouterr().out)["windows"]) > len(told["windows"])
+
+
 def test_in_order_a_window_is_a_piece_of_the_file(old_only, tmp_path, capsys):
     path = tmp_path / "requests.csv"
     write(path, lines(OLD, "", 20, 5) + lines(NEW, "", 20, 6))
