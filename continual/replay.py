@@ -30,7 +30,7 @@ def build(
     policy: Literal[
         "auto", "reservoir", "class_balanced", "herding", "k_center", "highest_loss", "nearest"
     ] = "auto",
-    per_class: Annotated[int, Field(ge=1)] = _PER_CLASS,
+    per_class: Annotated[int | None, Field(ge=1)] = None,
     capacity: Annotated[int, Field(ge=0)] = 0,
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0,
     keep_days: Annotated[float, Field(ge=0.0)] = 0.0,
@@ -55,7 +55,8 @@ def build(
             class; `highest_loss`: hard ones mixed with random ones (alone they are outliers, and
             worse than random); `nearest`: keeps as `class_balanced` and replays, in each round,
             what is nearest to the new records.
-        per_class: most records of a class that a client keeps; for `reservoir`, on average.
+        per_class: most records of a class that a client keeps; for `reservoir`, on average; 20
+            where it is not given.
         capacity: most records that a client keeps, in equal parts of all classes; 0 for no limit.
         share: most of its own records of a class that a client keeps, 0..1, rounded up: with many
             clients, the part of `per_class` that each one should hold.
@@ -68,8 +69,8 @@ def build(
             records of each class as the memory keeps; all that trains, where there is no head.
     """
     chosen = "herding" if policy == "auto" else policy
-    counting = {"per_class": per_class != _PER_CLASS, "capacity": capacity > 0}
-    rule = exemplars.Rule(chosen, per_class, capacity, share, loss_share)
+    counting = {"per_class": per_class is not None, "capacity": capacity > 0}
+    rule = exemplars.Rule(chosen, per_class or _PER_CLASS, capacity, share, loss_share)
 
     def start(phase: Phase) -> Remembered:
         if phase.private and policy not in ("auto", "reservoir"):

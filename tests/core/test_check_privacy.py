@@ -187,7 +187,7 @@ def test_what_compares_records_is_refused_with_what_to_write(method, remedy):
 
 
 def test_limits_that_count_records_are_refused_in_a_private_run():
-    few = {"name": "replay", "per_class": 3, "capacity": 9}
+    few = {"name": "replay", "per_class": 20, "capacity": 9}
     found = faults(EXAMPLE, UNIFORM, tomli_w.dumps({"continual": few}))
     assert {"continual.per_class", "continual.capacity"} == found.keys()
     assert "write share" in found["continual.per_class"]
