@@ -43,7 +43,7 @@ class Holdings:
         return found.where(lambda i: found.ids[i] in gone)
 
     def gone(self, client: Client) -> frozenset[str]:
-        """Ids of all records whose people withdrew.
+        """Ids of all records whose people withdrew, as far as a list or a shard names them.
 
         Raises:
             RunError: the client's list of them is damaged.
@@ -54,3 +54,11 @@ class Holdings:
         names = [domain.name for domain in self.stream.domains]
         shards = [self.shards.of(client.index, name, "train") for name in names]
         return found.ids.union(*(shard.ids for shard in shards))
+
+    def left(self, client: Client) -> bool:
+        """Whether the client as a whole withdrew.
+
+        Raises:
+            RunError: its list of the withdrawn is damaged.
+        """
+        return withdrawn.read(client.store.folder).everything

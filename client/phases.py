@@ -84,6 +84,7 @@ class Asked:
             held=partial(self.holdings.held, client, task.seen),
             withdrawn=partial(self.holdings.withdrawn, client, task.seen),
             gone=self.holdings.gone(client),
+            everything=self.holdings.left(client),
             counted=frozenset(task.counted),
             run=self.run,
             stiffest=_stiffest(self.config.train),

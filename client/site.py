@@ -119,6 +119,7 @@ class Site:
         if not self.promise.holds:  # what was released under a promise stays what it was
             # Asked again after somebody withdrew, a client answers without that record.
             said += "\0".join(sorted(self.holdings.gone(client))).encode()
+            said += b"\0\0" * self.holdings.left(client)  # though no shard may name a record
         salt = hashlib.sha256(said).hexdigest()[:16]
         self.promise.admit(client.store)
         question = Question(task.ticket, salt, sealing)

@@ -68,7 +68,7 @@ def _held(phase: Phase, shard: Records) -> Records:
     """The client's own records of all domains so far, each once, without the withdrawn ones."""
     records = phase.held() + shard
     first = {name: i for i, name in reversed(list(enumerate(records.ids)))}
-    return records.take(sorted(i for name, i in first.items() if name not in phase.gone))
+    return records.take(sorted(i for name, i in first.items() if not phase.withdrew(name)))
 
 
 def _change(
@@ -81,7 +81,7 @@ def _change(
     before = contributions.counted(phase.folder, source, num_pooled, phase.counted)
     known = frozenset(before.ids)
     new = records.where(lambda i: records.ids[i] not in known)
-    leaves = np.array([name in phase.gone for name in before.ids], bool)
+    leaves = np.array([phase.withdrew(name) for name in before.ids], bool)
     grid = _grid(model, new, recipe)
     removed = np.where(leaves, phase.index, contributions.NEVER).astype(np.int32)
     kept = replace(before, removed=removed, ends=phase.counted | {phase.index})
@@ -102,7 +102,7 @@ def _change(
 def _noisy(phase: Phase, shard: Records, model: Model, recipe: Recipe, *, second: bool) -> Vector:
     """One noisy sum of the domain's own records."""
     own, labels = phase.domain.labels, _labels(phase, model)
-    records = shard.where(lambda i: shard.targets[i] in own and shard.ids[i] not in phase.gone)
+    records = shard.where(lambda i: shard.targets[i] in own and not phase.withdrew(shard.ids[i]))
     grid = _grid(model, records, recipe)
     width = recipe.num_features(hidden_of(model.manifest))
     return private_sums.noisy(

@@ -91,7 +91,7 @@ def _finish(
     if found is None:
         found = kept_as.Reference(phase.base, str(phase.seed), parts)
     # As it was before this domain, though this may be the domain's second end.
-    old = found.at(here).without(mine | phase.gone)
+    old = found.at(here).without(mine.union(filter(phase.withdrew, found.ids)))
     if phase.private:
         # Those of the domain before, before any are drawn: who does not pay must not even decide
         # who else is in the sample.

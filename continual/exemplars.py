@@ -41,7 +41,7 @@ def picked(rule: Rule, phase: Phase, store: Store, shard: Records, model: Any) -
         shard: the client's own records of the domain.
         model: embeds them, and gives their losses.
     """
-    shard = shard.where(lambda i: shard.ids[i] not in phase.gone)
+    shard = shard.where(lambda i: not phase.withdrew(shard.ids[i]))
     classes = shard.targets if model.labels_needed else shard.domains
     seen, vectors = frozenset(classes), None
     if phase.private:

@@ -81,7 +81,8 @@ def build(
         with disk.alone_in(phase.folder):
             found = disk.read(phase.folder, phase.base)
             before = disk.fresh(phase.base, phase.seed) if found is None else found
-            store = _unexpired(before.without(phase.gone), keep_days)
+            left = before.where(lambda i: not phase.withdrew(before.records.ids[i]))
+            store = _unexpired(left, keep_days)
             # From here on the list of the withdrawn itself, which `gone` is of, keeps them out.
             store = replace(store, forgotten=store.forgotten - phase.gone)
             if phase.private and len(store) and not store.alone:

@@ -76,6 +76,8 @@ class Phase:
             last, without the withdrawn ones.
         withdrawn: () -> those of its records whose people asked to be forgotten.
         gone: ids of all withdrawn records, whether the client still holds them or not.
+        everything: whether the whole client withdrew: what it ever gave leaves, too, of records
+            that are in none of its shards any more, so that `gone` cannot name them.
         counted: indices of the domains of this run whose end the server counted this client in.
         run: of which run, and those that went on from it, the indices are.
         stiffest: largest curvature of a pull that a step can follow: under plain SGD 1 / rate,
@@ -96,9 +98,14 @@ class Phase:
     held: Callable[[], Records] = no_records
     withdrawn: Callable[[], Records] = no_records
     gone: frozenset[str] = frozenset()
+    everything: bool = False
     counted: frozenset[int] = frozenset()
     run: str = ""
     stiffest: float = math.inf
+
+    def withdrew(self, name: str) -> bool:
+        """Whether the record of the id `name` must be forgotten."""
+        return self.everything or name in self.gone
 
 
 @dataclass(frozen=True, slots=True)

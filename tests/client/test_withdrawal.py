@@ -9,6 +9,7 @@ from perennial.client import withdrawn
 from perennial.client.parties import Own
 from perennial.client.site import Site
 from perennial.core.parts import added
+from perennial.core.values import Records
 
 TEXT = """
 [data]
@@ -90,6 +91,41 @@ def test_asked_again_after_somebody_withdrew_a_client_answers_without_that_recor
     counts = len(task.labels)
     unit = before[:counts].sum() / (len(site.holdings.mine(mine, task.domain.name)) + 2)
     assert before[:counts].sum() - again[:counts].sum() == 2 * unit
+
+
+def test_a_whole_client_leaves_though_the_rows_of_its_data_left_before(tmp_path, monkeypatch):
+    site = Site(TEXT.replace('name = "none"', 'name = "analytic_head"\nlayers = 2'), {}, Own())
+    task, mine = task_of(site, domain=1), client(site, tmp_path)
+    params, count = start(site, task), len(task.labels)
+    size = site.continual.size(site.model.manifest)
+
+    def counts(index, *counted):
+        ticket = replace(task.ticket, domain=index, round=3 + index, manifest=f"summary-{size}")
+        ended = replace(task, ticket=ticket, counted=counted)
+        sealing = sealing_of(site, mine, ended)
+        sealing = replace(sealing, pact=replace(sealing.pact, size=size))
+        body, metrics = site.finish(mine, ended, params, NOTHING, sealing)
+        assert metrics["weight"] == 1.0
+        return np.frombuffer(body, "<f4")[:count]
+
+    added = counts(0)
+    assert added.sum() > 0
+    monkeypatch.setattr(type(site.shards), "of", lambda *_: Records())  # this week's file is empty
+    withdrawn.write(mine.store.folder, [], everything=True)
+    assert np.array_equal(counts(1, 0), -added)
+
+
+def test_asked_again_after_the_whole_client_withdrew_nothing_old_comes_back(tmp_path, monkeypatch):
+    site = Site(TEXT, {}, Own())
+    task, mine = task_of(site), client(site, tmp_path)
+    params = start(site, task)
+    shards = type(site.shards)
+    first, _ = answered(site, mine, task, params, NOTHING)
+    assert np.frombuffer(first, "<f4").any()
+    monkeypatch.setattr(shards, "of", lambda *_: Records())
+    withdrawn.write(mine.store.folder, [], everything=True)
+    again, _ = answered(site, mine, task, params, NOTHING)
+    assert not np.frombuffer(again, "<f4").any()
 
 
 def test_a_memory_may_know_labels_that_a_later_run_does_not(tmp_path):

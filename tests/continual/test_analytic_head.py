@@ -184,6 +184,19 @@ def test_who_withdraws_was_never_there(everything, model, tmp_path):
     assert np.array_equal(scores(method, model, kept), scores(method, model, other))
 
 
+def test_a_whole_client_leaves_with_records_that_its_data_lost_before(model, tmp_path):
+    method = analytic_head.build(**OPTIONS)
+    client = Client(tmp_path, SHARDS)
+    kept = taught(method, model, [client], until=2)
+    client.shards[:2] = Records(), SHARDS[1].take(range(5))  # ids that nothing but its file names
+    client.gone = frozenset(id_ for shard in client.shards for id_ in shard.ids)
+    vector = client.finish(method, model, 2, everything=True)
+    assert np.array_equal(vector, client.finish(method, model, 2, everything=True))
+    kept = method.learn(kept, lesson(model, vector.astype(float), 2))
+    for name in ("counts", "sums", "gram"):
+        assert not kept[name].any(), name
+
+
 def test_a_withdrawn_record_leaves_the_disk_once_its_subtraction_counted(model, tmp_path):
     method = analytic_head.build(**OPTIONS)
     client = Client(tmp_path, SHARDS)

@@ -129,6 +129,11 @@ def test_the_withdrawn_are_gone_from_the_file(second):
     assert all(name.encode() + b'"' not in content for name in gone)
 
 
+def test_of_a_whole_client_nobody_stays_in_the_file(second):
+    second.finish(1, Records(), everything=True)
+    assert not second.kept().ids
+
+
 def planted(count, seed, shift):
     """A reference's or a shard's records with embeddings around two centres, moved by `shift`."""
     rng = np.random.default_rng(seed)

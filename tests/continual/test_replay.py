@@ -169,6 +169,14 @@ def test_the_withdrawn_are_gone_from_store_and_index_at_the_next_start(model, tm
     assert not gone & set(held(tmp_path).records.ids)
 
 
+def test_of_a_whole_client_nobody_stays_in_memory(model, tmp_path):
+    method = replay.build(per_class=5)
+    end(method, HELLO, model, phase(tmp_path))
+    assert len(held(tmp_path))
+    method.start(phase(tmp_path, FOOD, 1, everything=True))
+    assert not len(held(tmp_path))
+
+
 def test_who_withdraws_while_a_domain_ends_does_not_come_back(model, tmp_path):
     method, here = replay.build(per_class=5), phase(tmp_path)
     end(method, HELLO, model, here)
