@@ -95,11 +95,11 @@ def _when(num_held: int, num_given: int) -> str:
     if num_held:
         words = (
             f"{count(num_held, 'record')} to subtract at the end of the next domain that this "
-            "client takes part in; until the server has counted that, the features stay on this "
-            "disk, to subtract by"
+            "client takes part in; the features stay on this disk, to subtract by, until the next "
+            "round that it takes part in after the server has counted that"
         )
     if num_given:
-        words += f" ({num_given} given already, and still to be counted)"
+        words += f" ({num_given} given already)"
     return (
         f"{words}. What was summed with noise or in a Fisher, and weights that were trained on "
         "these records, stay as they are"
@@ -113,7 +113,7 @@ def _found(
     words = ["was in the memory, gone now"] * (name in forgotten)
     words += ["was compared with for drift, gone now"] * (name in compared)
     if name in summed:
-        given = "subtracted from the statistics, still to be counted"
+        given = "given to subtract, off this disk in the next round after the server counted it"
         words.append(given if summed[name] else "in the statistics until the next domain's end")
     # Nothing here is no fault: it may be of a domain to come, and is then not used.
     return "; ".join(words) or "nothing of it on this disk"

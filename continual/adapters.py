@@ -84,7 +84,7 @@ def method(router: Router) -> Continual:
         return Routed(made, arrays, model, labels)
 
     return Continual(
-        start=lambda phase: phase,
+        start=router.begun,
         dataset=dataset,
         size=router.size,
         finish=finish,

@@ -24,6 +24,17 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _MANY = 2**20  # no name has a number: the base itself says how many layers it has
 
 
+def start(phase: Phase) -> Phase:
+    """The phase itself, once what the server no longer needs is off the client's disk.
+
+    Raises:
+        RunError: what was added before cannot be read, or not be written without it.
+    """
+    if phase.everything or phase.gone:  # else nothing was ever taken away: spare the reading
+        contributions.purge(phase.folder, _line(phase), phase.counted)
+    return phase
+
+
 def sums(
     phase: Phase, shard: Records, model: Model, recipe: Recipe, *, refresh: bool, second: bool
 ) -> Vector:
@@ -75,8 +86,8 @@ def _change(
     phase: Phase, records: Records, model: Model, recipe: Recipe, *, second: bool
 ) -> Vector:
     """New records added, withdrawn ones subtracted; what is added is written down first."""
-    # Ends are counted run by run: what another run's ends had is nothing that this one has.
-    source = f"run {phase.run}, base {phase.base}, {recipe.layers} layers, adapted {recipe.adapted}"
+    layers = f"{recipe.layers} layers, adapted {recipe.adapted}"
+    source = f"{_line(phase)}base {phase.base}, {layers}"
     num_pooled = recipe.layers * hidden_of(model.manifest)
     before = contributions.counted(phase.folder, source, num_pooled, phase.counted)
     known = frozenset(before.ids)
@@ -97,6 +108,11 @@ def _change(
     after = contributions.joined(kept, new.ids, new.targets, grid, phase.index)
     contributions.write(phase.folder, after)
     return vector
+
+
+def _line(phase: Phase) -> str:
+    """How a source begins: what another run's ends had is nothing that this one's have."""
+    return f"run {phase.run}, "
 
 
 def _noisy(phase: Phase, shard: Records, model: Model, recipe: Recipe, *, second: bool) -> Vector:

@@ -83,6 +83,11 @@ def build(
         )
     second, renew = form != "means", encoder == "refresh"
 
+    def start(phase: Phase) -> Phase:
+        from . import analytic_client
+
+        return analytic_client.start(phase)
+
     def recipe(manifest: Manifest) -> Recipe:
         from .analytic_answer import Recipe
         from .analytic_client import depth_of
@@ -125,7 +130,7 @@ def build(
         return analytic_server.facts(kept)
 
     return Continual(
-        start=lambda phase: phase,
+        start=start,
         mask=mask,
         size=size,
         finish=finish,

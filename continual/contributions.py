@@ -2,7 +2,8 @@
 
 For each record that was added: its id, its label, at which domain's end, and its pooled features
 on the grid, which say exactly what was added. A record that is withdrawn stays here, as numbers
-without its text, until the server has counted the sum it is taken away in; then it is gone.
+without its text, until the server has counted the sum it is taken away in; then it goes in
+the next round that the client takes part in.
 
 Which ends were counted is the server's to say, so an end that was tried twice, or whose answer
 was lost, adds nothing twice.
@@ -133,6 +134,28 @@ def counted(folder: Path, source: str, width: int, ends: Collection[int]) -> Con
     ends_ = np.array(sorted(ends), np.int32)
     stands = np.isin(found.added, ends_) & ~np.isin(found.removed, ends_)
     return found.take(np.flatnonzero(stands))
+
+
+def purge(folder: Path, line: str, ends: Collection[int]) -> None:
+    """Drop the features of records that were taken away in a sum that the server counted.
+
+    Args:
+        folder: the client's.
+        line: what `source` begins with in the run that the ends are of.
+        ends: indices of the domains whose end the server counted this client in.
+
+    Raises:
+        RunError: the file is damaged, or cannot be written; it is as it was.
+    """
+    path = folder / FILE
+    if not ends or not path.exists():
+        return
+    found = _read(path)
+    if not found.source.startswith(line):  # another run's ends: these say nothing of it
+        return
+    stays = ~np.isin(found.removed, np.array(sorted(ends), np.int32))
+    if not stays.all():
+        write(folder, found.take(np.flatnonzero(stays)))
 
 
 def held(folder: Path) -> dict[str, bool]:

@@ -89,6 +89,12 @@ class Router:
             return np.zeros((0, self.width or pooled.shape[1]), np.float32)
         return random_features.project(recipe.steps(model, records), self.width, _SEED)
 
+    def begun(self, phase: Phase) -> Phase:
+        """The phase itself, once what the server no longer needs is off the client's disk."""
+        from . import analytic_client
+
+        return analytic_client.start(phase)
+
     def of_client(self, phase: Phase, shard: Records, model: Any) -> Vector:
         """What a client adds at the end of a domain, float32 [size(manifest)].
 

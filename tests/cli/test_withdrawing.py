@@ -86,15 +86,16 @@ def test_it_says_of_each_id_what_this_client_held_and_when_the_statistics_lose_i
     *_, head, nobody, r1, r2, s1, s2 = capsys.readouterr().out.splitlines()
     assert head.startswith(
         "statistics: 3 records to subtract at the end of the next domain that this client takes "
-        "part in; until the server has counted that, the features stay on this disk, to subtract "
-        "by (1 given already, and still to be counted). "
+        "part in; the features stay on this disk, to subtract by, until the next round that it "
+        "takes part in after the server has counted that (1 given already). "
     )
     assert nobody == "  nobody: nothing of it on this disk"
     later = "in the statistics until the next domain's end"
     assert r1 == f"  r1: was in the memory, gone now; {later}"
     assert r2 == "  r2: was in the memory, gone now"
     assert s1 == f"  s1: {later}"
-    assert s2 == "  s2: subtracted from the statistics, still to be counted"
+    given = "given to subtract, off this disk in the next round after the server counted it"
+    assert s2 == f"  s2: {given}"
     # Subtracting needs them: they are there as they were.
     assert (client / contributions.FILE).read_bytes() == before
     withdraw(client, [], None, everything=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perennial.client.train import Forces, Schedule, train
-from perennial.continual import adapters, elastic_mask
+from perennial.continual import adapters, contributions, elastic_mask
 from perennial.core.config import Train
 from perennial.core.continual import Lesson, Phase
 from perennial.core.errors import RunError
@@ -266,6 +266,10 @@ def test_a_withdrawn_record_leaves_the_router(tmp_path):
     never.learn(never.finish(TRAIN[1], "0", gone=frozenset({gone})))
     for name in ("counts", "sums", "gram"):
         assert np.array_equal(run.kept[f"router.{name}"], never.kept[f"router.{name}"])
+    assert gone in contributions.held(tmp_path / "kept" / "0")
+    run.begin()
+    run.method.start(replace(run.phase("0"), gone=frozenset({gone})))  # the next round
+    assert gone not in contributions.held(tmp_path / "kept" / "0")
 
 
 def test_labels_that_came_after_the_last_lesson_are_never_the_answer(whole):

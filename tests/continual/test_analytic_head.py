@@ -197,17 +197,56 @@ def test_a_whole_client_leaves_with_records_that_its_data_lost_before(model, tmp
         assert not kept[name].any(), name
 
 
-def test_a_withdrawn_record_leaves_the_disk_once_its_subtraction_counted(model, tmp_path):
-    method = analytic_head.build(**OPTIONS)
+@pytest.mark.parametrize("encoder", ["base", "first", "both"])
+def test_a_withdrawn_record_leaves_the_disk_once_its_subtraction_counted(encoder, model, tmp_path):
+    method = analytic_head.build(encoder=encoder, **OPTIONS)
     client = Client(tmp_path, SHARDS)
     taught(method, model, [client], until=1)
     client.gone = frozenset({"sky-0-3"})
     first = client.finish(method, model, 1)
     assert np.array_equal(first, client.finish(method, model, 1))  # asked again: the same
     assert "sky-0-3" in on_disk(tmp_path)  # the server may never get it: needed once more
+    method.start(client.phase(1, (0, 1, 2)))
+    assert "sky-0-3" in on_disk(tmp_path)
     client.counted |= {1}
+    method.start(client.phase(2, (0, 1, 2), run="another"))  # whose ends are others
+    assert "sky-0-3" in on_disk(tmp_path)
+    method.start(client.phase(2, (0, 1, 2)))  # the next round
+    assert set(on_disk(tmp_path)) == set(SHARDS[0].ids + SHARDS[1].ids) - client.gone
+    left = (tmp_path / contributions.FILE).stat()
+    method.start(client.phase(2, (0, 1, 2)))
+    assert (tmp_path / contributions.FILE).stat().st_ino == left.st_ino  # nothing to write
     client.finish(method, model, 2)
     assert "sky-0-3" not in on_disk(tmp_path)
+
+
+def test_an_end_gives_the_same_after_the_disk_was_purged(model, tmp_path):
+    method, vectors = analytic_head.build(**OPTIONS), []
+    for name in ("purged", "not"):
+        client = Client(tmp_path / name, SHARDS)
+        taught(method, model, [client], until=1)
+        client.gone = frozenset(SHARDS[0].ids[::3])
+        client.finish(method, model, 1)
+        client.counted |= {1}
+        # Without this list `start` looks at nothing.
+        gone, client.gone = client.gone, client.gone if name == "purged" else frozenset()
+        method.start(client.phase(2, (0, 1, 2)))
+        assert bool(gone & set(on_disk(client.folder))) == (name == "not")
+        client.gone = gone | frozenset(SHARDS[1].ids[:2])
+        model.fit_labels(client.phase(2, (0, 1, 2)).labels)
+        here = client.phase(2, (0, 1, 2))
+        vectors.append(method.finish(here, remaining(SHARDS[2], gone), model, here))
+    assert np.array_equal(*vectors)
+
+
+def test_damaged_contributions_are_named_before_a_withdrawn_record_is_purged(model, tmp_path):
+    method = analytic_head.build(**OPTIONS)
+    client = Client(tmp_path, SHARDS)
+    taught(method, model, [client], until=1)
+    (tmp_path / contributions.FILE).write_bytes(b"damaged")
+    client.gone = frozenset({"sky-0-3"})
+    with pytest.raises(RunError, match="must say which records this client added"):
+        method.start(client.phase(1, (0, 1, 2)))
 
 
 def on_disk(folder):
