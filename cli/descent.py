@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core import check
-from ..core.check_continual import LASTING
+from ..core.check_continual import lasting, why_left_out
 from ..core.config import Config
 from ..core.errors import ConfigError, Fault, PerennialError
 from ..server import releases
 from ..server.release_differences import flat
+
+_METHODS = "continual.methods"
 
 
 def need_descent(config: Config, home: Path) -> None:
@@ -38,9 +40,14 @@ def need_descent(config: Config, home: Path) -> None:
 
 
 def _faults(before: Config, after: Config, release: str) -> Iterator[Fault]:
-    old, new = (
-        dict(flat(c.model_dump(mode="json", include=set(LASTING)))) for c in (before, after)
-    )
+    old, new = (dict(flat(lasting(config))) for config in (before, after))
+    others = check.methods(before) != check.methods(after)
+    if before.continual.name == after.continual.name and others:
+        yield _methods(before, after, release)
+        old, new = (
+            {place: value for place, value in tree.items() if not place.startswith(_METHODS)}
+            for tree in (old, new)
+        )
     for place in dict.fromkeys((*old, *new)):
         if old.get(place) != new.get(place):
             yield Fault(
@@ -49,6 +56,23 @@ def _faults(before: Config, after: Config, release: str) -> Iterator[Fault]:
                 f"on from; got {_words(new, place)}",
                 "write it so, or begin anew in another [update] home",
             )
+
+
+def _methods(before: Config, after: Config, release: str) -> Fault:
+    """That other methods would be in force, and what in either config decided it."""
+    old, new = check.methods(before), check.methods(after)
+    parts = [f"must stay {_listed(old)}, as in release {release}, which this update goes on from"]
+    parts.append(f"got {_listed(new)}")
+    for config, where in ((after, "here"), (before, f"in release {release}")):
+        parts += [f"{where}, without {why}" for why in why_left_out(config)]
+    remedy = "write what leaves them out as it was"
+    if not why_left_out(after):
+        remedy = f"name {', '.join(old)} under [[continual.methods]]"
+    return Fault(_METHODS, "; ".join(parts), f"{remedy}, or begin anew in another [update] home")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) > 1 else f"{names[0]} alone"
 
 
 def _words(tree: dict[str, object], place: str) -> str:

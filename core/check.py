@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any
 
 from . import plugins
-from .check_continual import continual_faults, default_methods
+from .check_continual import continual_faults, default_methods, unnamed
 from .check_privacy import privacy_faults
 from .config import Config, Plugin, parse, suggest
 from .errors import ConfigError, Fault
@@ -64,7 +64,7 @@ def _options(config: Config, table: str) -> dict[str, Any]:
     """The options of `[table]`, with the default methods where no continual method is named."""
     plugin: Plugin = getattr(config, table)
     options = plugin.options
-    if table == "continual" and plugin.name == "chain" and "methods" not in options:
+    if table == "continual" and unnamed(config):
         options["methods"] = default_methods(config)
     return options
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from inspect import signature
+from itertools import groupby
 from typing import Any
 
 from . import plugins
@@ -22,19 +23,61 @@ _DEFAULTS = ("replay", "ewc", "analytic_head")
 def default_methods(config: Config) -> tuple[Mapping[str, Any], ...]:
     """What `[continual]` means where no method is named: replay, EWC and an analytic head.
 
+    Without those that `left_out` names.
+    """
+    out = left_out(config)
+    return tuple({"name": name} for name in _DEFAULTS if name not in out)
+
+
+def left_out(config: Config) -> Mapping[str, str]:
+    """Why a default method is not in force, by its name; nothing where methods are named.
+
     Left out are methods that need labels where the model is causal, those whose sums do not stand
     being rounded to so few bits as the run's; and, where users' privacy is promised, all that
     would be summed: noise for a whole user would drown it.
     """
+    if not unnamed(config):
+        return {}
+    found = {name: _why_not(config, name) for name in _DEFAULTS}
+    return {name: why for name, why in found.items() if why}
+
+
+def why_left_out(config: Config) -> list[str]:
+    """The default methods that are not in force, those with one reason together, for people."""
+    return [
+        f"{', '.join(name for name, _ in pairs)}: {why}"
+        for why, pairs in groupby(left_out(config).items(), key=lambda pair: pair[1])
+    ]
+
+
+def unnamed(config: Config) -> bool:
+    """Whether `[continual]` leaves the methods to the default."""
+    return config.continual.name == "chain" and "methods" not in config.continual.options
+
+
+def _why_not(config: Config, name: str) -> str:
+    if name == _DEFAULTS[0]:
+        return ""
     if config.user_privacy.name != "off":
-        return ({"name": _DEFAULTS[0]},)
-    bits, causal = sum_bits(config), config.model.name == _CAUSAL
-    chosen = []
-    for name in _DEFAULTS:
-        method: Continual = plugins.load("continual", name, {}, Continual)
-        if not (method.classifies and causal) and not (bits and bits < method.bits):
-            chosen.append({"name": name})
-    return tuple(chosen)
+        return f"[user_privacy] {config.user_privacy.name!r} adds noise that drowns what is summed"
+    method: Continual = plugins.load("continual", name, {}, Continual)
+    if method.classifies and config.model.name == _CAUSAL:
+        return f"labels are needed, and [model] {_CAUSAL!r} completes text"
+    bits = sum_bits(config)
+    if bits and bits < method.bits:
+        return f"[secure_sum] bits = {bits} are too few for what is summed (write bits = 16)"
+    return ""
+
+
+def lasting(config: Config) -> dict[str, Any]:
+    """The tables that last, as JSON holds them, with the default methods as if they were named.
+
+    What is written may stay the same while other tables take a default method away.
+    """
+    tables = config.model_dump(mode="json", include=set(LASTING))
+    if unnamed(config):
+        tables["continual"]["methods"] = [dict(method) for method in default_methods(config)]
+    return tables
 
 
 def sum_bits(config: Config) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import check
-from ..core.check_continual import LASTING, need_ranks
+from ..core.check_continual import LASTING, lasting, need_ranks
 from ..core.config import Config
 from ..core.parts import (
     Continual,
@@ -145,14 +145,31 @@ def descent(room: Room, learnt: int) -> str:
     """16 hex digits over what a run must share with the one it goes on from.
 
     How it trains, what it promises and where its data lies may change from one domain update to
-    the next; base, shapes, labels, and what continual method and strategy keep, may not.
+    the next; base, shapes, labels, and what continual methods in force and strategy keep, may not.
 
     Args:
         room: the model's labels are those of the domains learnt.
         learnt: number of domains learnt.
     """
+    return _digest(room, lasting(room.config), learnt)
+
+
+def older_descents(room: Room, learnt: int) -> frozenset[str]:
+    """What `descent` may have been where it was made of the tables as they are written.
+
+    Releases of such versions stay updatable. Which default methods were in force it does not tell:
+    `perennial update` reads that in the release's config before it begins.
+
+    Args:
+        room: as for `descent`.
+        learnt: number of domains learnt.
+    """
     table = room.config.model_dump(mode="json", include=set(LASTING))
-    return _digest(room, table, learnt)
+    named, tables = table["continual"].get("methods", ()), [table]
+    if all(set(method) == {"name"} for method in named):  # it may have left them to the default
+        rest = {key: value for key, value in table["continual"].items() if key != "methods"}
+        tables.append(table | {"continual": rest})
+    return frozenset(_digest(room, each, learnt) for each in tables)
 
 
 def _digest(room: Room, table: Mapping[str, Any], num_domains: int) -> str:

@@ -17,7 +17,8 @@ from perennial.cli.releasing import trust
 from perennial.cli.updating import GATED_OUT, update
 from perennial.core.errors import ConfigError, DataError, ModelError, RunError
 from perennial.data import sample
-from perennial.server import release_proofs, releases, updates
+from perennial.server import release_proofs, releases, room, updates
+from perennial.server import run as server_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -339,6 +340,23 @@ def test_faults_are_named_and_write_nothing(tmp_path):
         path.unlink()
     with pytest.raises(DataError, match="run behind the release"):
         run(tiny(home, run__seed=12))
+
+
+def test_default_methods_stay_those_in_force_over_a_release_of_an_older_version(
+    tmp_path, monkeypatch
+):
+    home = tmp_path / "home"
+    text = tiny(home, round__max_weight=500.0, round__rounds=1)
+    text = text[: text.index("[continual]")] + text[text.index("[update]") :]
+    with monkeypatch.context() as older:  # it stamped the tables as they are written
+        older.setattr(server_run, "descent", lambda r, learnt: min(room.older_descents(r, learnt)))
+        assert run(text) == 0
+    there = sorted((home / "updates").iterdir())
+    with pytest.raises(ConfigError, match=r"must stay replay, ewc, analytic_head.*bits = 8"):
+        run(text + '[secure_sum]\nname = "masks"\nclip = 0.3\nbits = 8\n')
+    assert sorted((home / "updates").iterdir()) == there
+    assert run(text) == 0
+    assert releases.in_service(home).number == 2
 
 
 def test_what_is_damaged_is_named_before_anything_is_trained(tmp_path, capsys):
