@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..core import check
-from ..core.check_continual import need_ranks
+from ..core.check_continual import need_ranks, why_left_out
 from ..core.config import Config
+from ..core.parts import Continual
 
 
 def describe(text: str) -> str:
@@ -23,7 +24,8 @@ def describe(text: str) -> str:
     causal = config.model.name == "causal_lm"
     domains = stream(source.read(), config.domains, causal=causal)
     splits, names = domains.splits, [domain.name for domain in domains.domains]
-    need_ranks(config, check.build(config, "continual"), len(names))
+    continual: Continual = check.build(config, "continual")
+    need_ranks(config, continual, len(names))
     shards, rounds = config.shards, config.round
     need_deal(domains, shards, config.run.seed)
     held = "each node brings its own"
@@ -39,13 +41,22 @@ def describe(text: str) -> str:
             f"  labels    {sum(len(domain.labels) for domain in domains.domains)}",
             f"  clients   {shards.num_clients}, dealt {shards.split}; {cohort} asked in a round",
             f"  records   {held}",
-            f"  rounds    {rounds.rounds} per domain, {rounds.rounds * len(names)} in all",
+            f"  rounds    {_rounds(rounds.rounds, continual.rounds, len(names))}",
             f"  model     {config.model.name}; strategy {config.strategy.name}; "
-            f"privacy {config.privacy.name}; continual {config.continual.name}",
+            f"privacy {config.privacy.name}",
+            f"  continual {', '.join(check.methods(config))}",
+            *(f"  without   {why}" for why in why_left_out(config)),
             f"  updates   {check.build(config, 'secure_sum').describe(cohort)}",
             *_promises(config),
         ]
     )
+
+
+def _rounds(trained: int, tuning: int, domains: int) -> str:
+    """How many a domain takes, those that continual methods add at its end included."""
+    each = trained + tuning
+    added = f" ({trained} and {tuning} of the continual methods)" if tuning else ""
+    return f"{each} per domain{added}, {each * domains} in all"
 
 
 def _promises(config: Config) -> list[str]:

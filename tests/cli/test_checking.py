@@ -17,10 +17,34 @@ def test_the_sample_in_words():
     assert found["domains"].startswith("6: ")
     assert found["labels"] == "36"
     assert found["clients"] == "4, dealt dirichlet; 2 asked in a round"
-    assert found["rounds"] == "5 per domain, 30 in all"
+    assert found["rounds"] == "6 per domain (5 and 1 of the continual methods), 36 in all"
+    assert found["continual"] == "replay, ewc, analytic_head"
+    assert "without" not in found
     assert found["model"].startswith("encoder_classifier; strategy fedavg; privacy none")
     assert found["updates"] == "in the clear: the server sees every update"
     assert found["data"].startswith("sample: ")
+
+
+def test_rounds_are_those_of_the_methods_in_force():
+    named = '[continual]\nname = "ewc"'
+    assert lines(DATA + named)["continual"] == "ewc"
+    assert lines(DATA + named + "\n[round]\nrounds = 5")["rounds"] == "5 per domain, 30 in all"
+
+
+def test_default_methods_that_are_left_out_are_named_and_why():
+    few = '[secure_sum]\nname = "bfv"\nclip = 0.3\nbits = 8\n[round]\nmax_weight = 500.0\n'
+    found = lines(DATA + few)
+    assert found["continual"] == "replay"
+    assert found["without"].startswith("ewc, analytic_head: [secure_sum] bits = 8 are too few")
+    assert "write bits = 16" in found["without"]
+    assert "without" not in lines(DATA + few.replace("8\n", "16\n"))
+    named = '[continual]\nname = "chain"\nmethods = [{name = "replay"}]'
+    assert "without" not in lines(DATA + few + named)
+    users = "[user_privacy]\nname = 'central'\nepsilon = 3.0\ndelta = 1e-3\n"
+    users += "noise_multiplier = 4.0\nclip = 1.0\n[round]\nweight = 'uniform'"
+    found = lines(DATA + users)
+    assert found["continual"] == "replay"
+    assert found["without"].startswith("ewc, analytic_head: [user_privacy] 'central' adds noise")
 
 
 def test_a_joint_run_has_one_domain():
