@@ -77,7 +77,7 @@ def _settings(config: Config, window: int | None) -> Settings:
 
     plugin = config.continual
     named = [{"name": plugin.name, **plugin.options}, *plugin.options.get("methods", ())]
-    own = next((method for method in named if method.get("name") == "drift"), {})
+    own: Mapping[str, Any] = next((method for method in named if method.get("name") == "drift"), {})
     given = {field.name: own[field.name] for field in fields(Settings) if field.name in own}
     return Settings(**given if window is None else {**given, "window": window})
 
