@@ -30,7 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy
 
 import torch
 from continual_rows import FACTS, FEDERATED, PEERS, QUICK, Setting
-from continual_runs import DATA, Memo, config, first_of_each, measured, sample_config
+from continual_runs import DATA, Memo, config, measured, sample_config, some_of_each
 from table import Row, markdown, progress
 
 TITLE = "Continual learning"
@@ -94,7 +94,7 @@ def federated(setting: Setting, run: Run, memo: Memo) -> dict[str, Any]:
 def facts(setting: Setting, run: Run, memo: Memo) -> dict[str, Any]:
     """One client with a few sentences of each intent."""
     with tempfile.TemporaryDirectory() as folder:
-        train = first_of_each(setting.sentences, Path(folder) / "train.csv")
+        train = some_of_each(setting.sentences, run.seed, Path(folder) / "train.csv")
         tree = setting.tree(run.seed) | {"shards": {"split": "iid", "num_clients": 1}}
         return measured(config(tree, run.seed, 0.5, train), memo)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from continual_runs import DATA, NUM_CLIENTS, Memo, first_of_each
+from continual_runs import DATA, NUM_CLIENTS, Memo, some_of_each
 from table import progress
 
 from perennial.continual.analytic_answer import Head
@@ -33,7 +33,7 @@ OPTIONS = {"form": "ridge", "layers": 2, "width": 1000}
 
 def loaded_stream() -> Stream:
     with tempfile.TemporaryDirectory() as folder:
-        train = first_of_each(5, Path(folder) / "train.csv")
+        train = some_of_each(5, 0, Path(folder) / "train.csv")
         options = {"train": str(train), "test": str(DATA / "test.csv")}
         return stream(plugins.load("data", "csv", options, Source).read(), Domains())
 

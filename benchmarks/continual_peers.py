@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from continual_runs import Memo, config, first_of_each, shared
+from continual_runs import Memo, config, shared, some_of_each
 from table import median
 
 from perennial.client.promise import strata_of
@@ -54,7 +54,7 @@ class Setting:
         per_class: records of a class in the memory of replay.
         strength: of our EWC.
         peer_strength: of Avalanche's.
-        seed: of batches and of the adapter's start.
+        seed: of the draw of sentences, of batches and of the adapter's start.
     """
 
     table: Train
@@ -271,11 +271,11 @@ def measured_beside(row: Any, seed: int, memo: Memo) -> dict[str, Any]:
 
     Args:
         row: its settings.
-        seed: of batches and of the adapter's start.
+        seed: of the draw of sentences, of batches and of the adapter's start.
         memo: of this process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        train_file = first_of_each(row.sentences, Path(folder) / "train.csv")
+        train_file = some_of_each(row.sentences, seed, Path(folder) / "train.csv")
         tree = tomllib.loads(config(row.tables, seed, 0.5, train_file))
         options = {key: value for key, value in tree["data"].items() if key != "name"}
         splits = plugins.load("data", "csv", options, Source).read()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -144,17 +144,24 @@ def sample_config(tree: Mapping[str, Any]) -> str:
     return tomli_w.dumps(merged(base, tree))
 
 
-def first_of_each(number: int, target: Path) -> Path:
-    """CLINC150's training file with the first `number` sentences of each intent."""
-    seen: Counter[str] = Counter()
-    with (DATA / "train.csv").open(newline="") as source, target.open("w", newline="") as copy:
+def some_of_each(number: int, seed: int, target: Path) -> Path:
+    """CLINC150's training file with `number` sentences of each intent, drawn by `seed`.
+
+    Its first ones are more alike than a draw: of 20 an intent, class means on the frozen encoder
+    answer 88.8 % of the test records right, and 90.5 to 91.2 % of four draws.
+    """
+    with (DATA / "train.csv").open(newline="") as source:
         reader = csv.DictReader(source)
-        writer = csv.DictWriter(copy, reader.fieldnames or ())
+        rows, names = list(reader), reader.fieldnames or ()
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        places[row["label"]].append(place)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.choice(places[label], number, replace=False) for label in sorted(places)]
+    with target.open("w", newline="") as copy:
+        writer = csv.DictWriter(copy, names)
         writer.writeheader()
-        for row in reader:
-            seen[row["label"]] += 1
-            if seen[row["label"]] <= number:
-                writer.writerow(row)
+        writer.writerows(rows[place] for place in np.sort(np.concatenate(drawn)))
     return target
 
 
