@@ -88,6 +88,7 @@ class Asked:
             counted=frozenset(task.counted),
             run=self.run,
             stiffest=_stiffest(self.config.train),
+            answers=self._compared(),
         )
 
     def records(self, memory: Any) -> tuple[Records, Strata, list[bool]]:
@@ -142,17 +143,21 @@ class Asked:
         place = (round_ - before, own) if self.tuning else (round_, before)
         return Schedule(*place, table.warmup_rate, table.decay)
 
-    def answers(self) -> list[int]:
-        """Which labels the loss of new records looks at, as indices; all where there are none."""
+    def answers(self) -> tuple[int, ...]:
+        """Which labels this round's loss of new records looks at, as indices; empty for all."""
+        return () if self.tuning else self._compared()
+
+    def _compared(self) -> tuple[int, ...]:
+        """The same in the rounds in which the domain is learnt."""
         task = self.task
         # Among one answer there is nothing to tell apart: the loss would be 0 for ever.
         over = self.config.train.loss_over
         if over == "auto":  # with old records among the new ones, old and new labels must compete
             over = "seen" if self.continual.replays else "domain"
-        if self.tuning or over == "seen" or len(task.domain.labels) == 1:
-            return []
+        if over == "seen" or len(task.domain.labels) == 1:
+            return ()
         index = {label: i for i, label in enumerate(task.labels)}
-        return [index[label] for label in task.domain.labels]
+        return tuple(index[label] for label in task.domain.labels)
 
 
 def _stiffest(table: Train) -> float:

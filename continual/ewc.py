@@ -6,8 +6,9 @@ parameters at the end of the last domain. The penalty is strength / 2 * sum F (t
 
 Departures: its gradient is added after clipping and noise rather than through the loss, because
 under DP-SGD a penalty in the loss changes nothing; F_domain is the mean of the clients' Fishers,
-one secure sum, each client counting 1; the Fisher is of single examples and drawn labels, so that
-the strength means the same at every batch size.
+one secure sum, each client counting 1; the Fisher is of single examples and of labels drawn among
+those that the loss looked at, so that the strength means the same at every batch size and with
+either loss.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def build(
 
         if phase.private:
             return _private(shard, model, phase, clip_norm)
-        return fisher.diagonal(model, shard, samples, phase.seed)
+        return fisher.diagonal(model, shard, samples, phase.seed, phase.answers)
 
     def facts(kept: Kept) -> Mapping[str, float | int | str]:
         if _FISHER not in kept:
@@ -161,7 +162,7 @@ def _private(shard: Records, model: Model, phase: Phase, clip_norm: float) -> Ve
 
     first = {id_: place for place, id_ in reversed(list(enumerate(shard.ids)))}
     records = shard.take(sorted(first.values()))
-    rows = fisher.rows(model, records, clip_norm, phase.seed)
+    rows = fisher.rows(model, records, clip_norm, phase.seed, phase.answers)
     *shares, count = phase.summed(rows, records, math.sqrt(2.0)).astype(np.float64)
     manifest = model.manifest
     means = np.maximum(shares, 0.0) * clip_norm**2 / max(count, 1.0)

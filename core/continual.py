@@ -82,6 +82,8 @@ class Phase:
         run: of which run, and those that went on from it, the indices are.
         stiffest: largest curvature of a pull that a step can follow: under plain SGD 1 / rate,
             beyond which it would leap over what pulls it; infinite where the optimizer adapts.
+        answers: indices of the labels that the loss of the domain's own records looks at; empty
+            for all.
     """
 
     domain: Domain
@@ -102,6 +104,7 @@ class Phase:
     counted: frozenset[int] = frozenset()
     run: str = ""
     stiffest: float = math.inf
+    answers: tuple[int, ...] = ()
 
     def withdrew(self, name: str) -> bool:
         """Whether the record of the id `name` must be forgotten."""

@@ -39,16 +39,16 @@ def lesson(total, params, manifest, clients=1.0, index=0):
     return Lesson(TALK, index, (), *values, None, Records())
 
 
-def exact(model, records):
-    """The mean over `records` of E_{y ~ p} [grad log p(y)^2], label by label."""
+def exact(model, records, answers=()):
+    """The mean over `records` of E_{y ~ p} [grad log p(y)^2], label by label, over `answers`."""
     total = np.zeros(model.manifest.size)
     encoded = model.encode(records)
     parameters = list(model.parameters().values())
     for i in range(len(records)):
         batch = encoded.batch(np.array([i]))
-        for label in range(len(model.labels)):
+        for label in answers or range(len(model.labels)):
             asked = replace(batch, targets=torch.tensor([label]))
-            loss = model.losses(asked, ()).sum()
+            loss = model.losses(asked, answers).sum()
             found = torch.autograd.grad(loss, parameters)
             flat = torch.cat([value.reshape(-1) for value in found]).double().numpy()
             total += np.exp(-loss.item()) * flat**2
@@ -72,6 +72,29 @@ def test_the_fisher_is_the_expectation_over_the_models_own_labels(model, request
     # the batch's mean 0.8.
     assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
     assert abs(found.sum() / wanted.sum() - 1) < 0.1
+
+
+def test_the_fisher_is_of_the_labels_that_the_loss_looked_at(model, requests_):
+    wanted = exact(model, requests_, (0, 2))
+    records = many(requests_, 10)
+    finish = ewc.build(samples=len(records)).finish
+    found = finish(None, records, model, phase(model, answers=(0, 2)))
+    assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
+    assert not model.manifest.unpack(found)["head.weight"][1].any()
+    every = finish(None, records, model, phase(model))
+    assert np.linalg.norm(every - exact(model, requests_)) < 0.2 * np.linalg.norm(every)
+    assert np.linalg.norm(every - wanted) > 0.5 * np.linalg.norm(wanted)
+
+
+def test_a_private_fisher_is_of_those_labels_too(model, requests_):
+    records = many(requests_, 10)
+    blocks = np.concatenate(list(fisher.rows(model, records, 1e3, 1, (0, 2))))
+    found = 1e6 * blocks.mean(0)[:-1]
+    views = model.manifest.unpack(exact(model, requests_, (0, 2)))
+    wanted = np.array([view.sum() for view in views.values()])
+    assert np.allclose(found, wanted, rtol=0.2)
+    every = 1e6 * np.concatenate(list(fisher.rows(model, records, 1e3, 1))).mean(0)[:-1]
+    assert not np.allclose(every, wanted, rtol=0.2)
 
 
 def test_a_sure_model_has_its_fisher_too(model, requests_):
