@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ..core.continual import Continual, Kept, Tensors
-from ..core.errors import RunError
+from ..core.errors import ConfigError, Fault, RunError
 from ..core.values import Manifest, Vector
 
 _FACTORS = (".lora_A", ".lora_B")
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "slices": {"rank_per_domain": 1, "head": "frozen"},
+    "adapters": {"router": "lda", "router_layers": 4, "router_width": 0},
+    "last_layers": {"layers": 1},
+}
 
 
 def build(
     *,
     mode: Literal["slices", "adapters", "last_layers"] = "adapters",
-    rank_per_domain: Annotated[int, Field(ge=1)] = 1,
-    head: Literal["frozen", "shared"] = "frozen",
-    layers: Annotated[int, Field(ge=0)] = 1,
-    router: Literal["means", "lda", "ridge"] = "lda",
-    router_layers: Annotated[int, Field(ge=1, le=256)] = 4,
-    router_width: Annotated[int, Field(ge=0, le=32_768)] = 0,
+    rank_per_domain: Annotated[int | None, Field(ge=1)] = None,
+    head: Literal["frozen", "shared"] | None = None,
+    layers: Annotated[int | None, Field(ge=0)] = None,
+    router: Literal["means", "lda", "ridge"] | None = None,
+    router_layers: Annotated[int | None, Field(ge=1, le=256)] = None,
+    router_width: Annotated[int | None, Field(ge=0, le=32_768)] = None,
 ) -> Continual:
     """The method that keeps what earlier domains have learnt out of the way of the next one.
 
@@ -33,31 +39,55 @@ def build(
             models with labels; there is room for any number of domains, and they need neither
             `replay` nor `ewc`); `last_layers` lets only the top layers and the head move, for cheap
             updates.
-        rank_per_domain: of `slices`: ranks that a domain takes; [model] rank over it is how many
-            domains there is room for.
-        head: of `slices`: `frozen` lets only rows of the domain's own labels move, but in tuning
-            rounds of other methods; `shared` lets all rows move, which needs replay.
+        rank_per_domain: of `slices`: ranks that a domain takes, 1 where it is not given; [model]
+            rank over it is how many domains there is room for.
+        head: of `slices`: `frozen`, which it is where it is not given, lets only rows of the
+            domain's own labels move, but in tuning rounds of other methods; `shared` lets all rows
+            move, which needs replay.
         layers: of `last_layers`: how many layers with LoRA may move, from the top; 0 for the head
-            alone.
-        router: of `adapters`: the nearest class mean (`means`), linear discriminants (`lda`) or
-            ridge regression (`ridge`). `means` sends least and stands noise best: take it, with
-            one or two layers, in a private run.
+            alone; 1 where it is not given.
+        router: of `adapters`: the nearest class mean (`means`), linear discriminants (`lda`, where
+            nothing is given) or ridge regression (`ridge`). `means` sends least and stands noise
+            best: take it, with one or two layers, in a private run.
         router_layers: of `adapters`: from how many top layers of the frozen base the router's
-            features are pooled, side by side.
-        router_width: of `adapters`: random features on top of them; 0 for none. Whatever the
-            router, what each client sends at the end of a domain grows with the number of its
-            features; with `lda` and `ridge` it grows with the square of it.
+            features are pooled, side by side; 4 where it is not given.
+        router_width: of `adapters`: random features on top of them; 0, or not given, for none.
+            Whatever the router, what each client sends at the end of a domain grows with the
+            number of its features; with `lda` and `ridge` it grows with the square of it.
+
+    Raises:
+        ConfigError: an option of another mode is given, which would do nothing.
     """
+    options = _own(
+        mode,
+        rank_per_domain=rank_per_domain,
+        head=head,
+        layers=layers,
+        router=router,
+        router_layers=router_layers,
+        router_width=router_width,
+    )
     if mode == "slices":
         from . import slices
 
-        return slices.method(rank_per_domain, head)
+        return slices.method(options["rank_per_domain"], options["head"])
     if mode == "last_layers":
-        return _last_layers(layers)
+        return _last_layers(options["layers"])
     from . import adapters
     from .router import Router
 
-    return adapters.method(Router(router, router_layers, router_width))
+    kind, pooled, width = (options[name] for name in _DEFAULTS["adapters"])
+    return adapters.method(Router(kind, pooled, width))
+
+
+def _own(mode: str, **options: Any) -> dict[str, Any]:
+    """What is given of the mode's own options, and the defaults of the others."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if others := [name for name in given if name not in _DEFAULTS[mode]]:
+        remedy = f"leave it out; {mode!r} has {', '.join(_DEFAULTS[mode])}"
+        problem = f"does nothing with mode = {mode!r}"
+        raise ConfigError([Fault(f"continual.{name}", problem, remedy) for name in others])
+    return {**_DEFAULTS[mode], **given}
 
 
 def _last_layers(layers: int) -> Continual:

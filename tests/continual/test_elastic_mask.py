@@ -10,7 +10,7 @@ from perennial.client.train import Forces, Schedule, train
 from perennial.continual import chain, elastic_mask
 from perennial.core.config import Train
 from perennial.core.continual import Lesson, Phase
-from perennial.core.errors import RunError
+from perennial.core.errors import ConfigError, RunError
 from perennial.core.private import one_cohort
 from perennial.core.values import Domain, Manifest, Records
 from perennial.models import tiny
@@ -193,6 +193,24 @@ def test_in_a_chain_masks_of_both_hold(model, requests_, tmp_path):
     before, after = trained(model, method, requests_, here)
     assert slices_of(before, 0, 2).tobytes() == slices_of(after, 0, 2).tobytes()
     assert method.facts(kept)["elastic_mask.domains_left"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "foreign"),
+    [
+        ("slices", {"layers": 2, "router": "means"}),
+        ("last_layers", {"rank_per_domain": 1, "router_width": 0}),
+        ("adapters", {"head": "frozen", "layers": 1}),
+    ],
+)
+def test_options_of_another_mode_are_refused(mode, foreign):
+    with pytest.raises(ConfigError) as caught:
+        elastic_mask.build(mode=mode, **foreign)
+    message = str(caught.value)
+    for name in foreign:
+        assert f"continual.{name}" in message
+    assert f"does nothing with mode = '{mode}'" in message
+    elastic_mask.build(mode=mode)
 
 
 def test_masks_lie_on_the_parameters_device(tmp_path):

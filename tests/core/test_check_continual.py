@@ -101,7 +101,8 @@ def test_too_few_ranks_for_the_domains_that_are_named_are_told_beforehand(domain
     enough = BASE.replace('"tiny"', '"tiny"\nrank = 6')
     check.read(enough + domains + continual)
     check.read(BASE + domains + continual.replace("= 2", "= 1"))
-    check.read(BASE + domains + continual.replace('"slices"', '"adapters"'))
+    adapters = continual.replace('"slices"\nrank_per_domain = 2', '"adapters"')
+    check.read(BASE + domains + adapters)
 
 
 def test_how_many_domains_there_are_is_the_data_s_to_say_where_the_config_names_none():
