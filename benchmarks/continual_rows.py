@@ -249,6 +249,13 @@ CENTRAL = {
     "round": {"rounds": 1},
 }
 SEEN = {**CENTRAL, "train": {**CENTRAL["train"], "loss_over": "seen"}}
+# A domain replays as many records as it has new ones, which five a class of earlier domains soon
+# outnumber: with all of them herding gives 87.3, not the facts' 82.7.
+REPLAYED = {**SEEN, "train": {**SEEN["train"], "replay_ratio": 1.0}}
+# A loss that allows for how many records of each label there are.
+BALANCED = {**SEEN, "train": {**SEEN["train"], "balanced": True}}
+# As many epochs, in rounds of one, so that a fine-tune is two epochs and not twenty.
+TUNED = {"train": {**BALANCED["train"], "epochs": 1}, "round": {"rounds": 20}}
 
 
 def kept(policy: str, number: int, tune: int = 0, **options: Any) -> dict[str, Any]:
@@ -272,11 +279,12 @@ FACTS: dict[str, Setting] = {
         SEEN, (kept("herding", 1),), (near(77.8),), sentences=10
     ),
     "one client: herding 5 a class": Setting(
-        SEEN, (kept("herding", 5),), (near(82.7),), sentences=10
+        REPLAYED, (kept("herding", 5),), (near(82.7),), sentences=10
     ),
     "one client: reservoir 5 a class": Setting(
-        SEEN,
-        (kept("reservoir", 5),),
+        REPLAYED,
+        # A reservoir has one size from the start: five for each of all labels.
+        (kept("reservoir", 10, capacity=750),),
         (
             Bar(
                 "final",
@@ -289,7 +297,7 @@ FACTS: dict[str, Setting] = {
         sentences=10,
     ),
     "one client: highest loss 5 a class": Setting(
-        SEEN,
+        REPLAYED,
         (kept("highest_loss", 5, loss_share=1.0),),
         (
             Bar(
@@ -302,8 +310,11 @@ FACTS: dict[str, Setting] = {
         ),
         sentences=10,
     ),
-    "one client: replay 5 + EWC + balanced fine-tune": Setting(
-        SEEN, (kept("herding", 5, 1), STIFF), (near(89.1),), sentences=10
+    "one client: replay 5 + EWC, balanced loss": Setting(
+        BALANCED, (kept("herding", 5), STIFF), (near(89.1),), sentences=10
+    ),
+    "one client: replay 5 + EWC, balanced loss and fine-tune": Setting(
+        {**BALANCED, **TUNED}, (kept("herding", 5, 2), STIFF), (near(89.1),), sentences=10
     ),
     **{
         f"one client, {sentences} sentences: {words}": Setting(
