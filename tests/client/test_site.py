@@ -261,9 +261,8 @@ def test_a_domain_of_one_label_is_told_apart_from_the_labels_before(site, tmp_pa
     lone = replace(task, domain=replace(task.domain, labels=task.domain.labels[:1]))
     mine = client(site, tmp_path)
     assert len(site.asked(mine, task, "").answers()) == len(task.domain.labels)
-    assert (
-        site.asked(mine, lone, "").answers() == []
-    )  # all labels: a loss over one answer would be 0
+    # All labels: a loss over one answer would be 0.
+    assert site.asked(mine, lone, "").answers() == ()
 
 
 def test_a_client_with_its_own_file_may_lack_a_domain(tmp_path):
