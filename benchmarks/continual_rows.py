@@ -102,6 +102,12 @@ def near(fact: float) -> Bar:
     return Bar("final", words, 1.5, unit="points", absolute=True, around=fact)
 
 
+def below(row: str) -> Bar:
+    """Not above another row of the same seed."""
+    words = f"above {row.rpartition(': ')[2].partition(' 5 ')[0]}"
+    return Bar("final", words, 0.0, unit="points", less=row)
+
+
 # One shared adapter: the same rounds and steps for every method.
 SHARED = {
     "train": {
@@ -252,6 +258,9 @@ SEEN = {**CENTRAL, "train": {**CENTRAL["train"], "loss_over": "seen"}}
 # A domain replays as many records as it has new ones, which five a class of earlier domains soon
 # outnumber: with all of them herding gives 87.3, not the facts' 82.7.
 REPLAYED = {**SEEN, "train": {**SEEN["train"], "replay_ratio": 1.0}}
+# The facts rank policies on a cheaper stand-in that they do not describe. Herding gives their 88.5
+# with one layer, half the epochs and twice the sentences.
+CHEAPER = {**SEEN, "model": {"layers": 1}, "train": {**SEEN["train"], "epochs": 10}}
 # A loss that allows for how many records of each label there are.
 BALANCED = {**SEEN, "train": {**SEEN["train"], "balanced": True}}
 # As many epochs, in rounds of one, so that a fine-tune is two epochs and not twenty.
@@ -281,34 +290,33 @@ FACTS: dict[str, Setting] = {
     "one client: herding 5 a class": Setting(
         REPLAYED, (kept("herding", 5),), (near(82.7),), sentences=10
     ),
+    # A reservoir has one size from the start: five for each of all labels.
     "one client: reservoir 5 a class": Setting(
         REPLAYED,
-        # A reservoir has one size from the start: five for each of all labels.
         (kept("reservoir", 10, capacity=750),),
-        (
-            Bar(
-                "final",
-                "above herding",
-                0.0,
-                unit="points",
-                less="one client: herding 5 a class",
-            ),
-        ),
+        (below("one client: herding 5 a class"),),
         sentences=10,
     ),
     "one client: highest loss 5 a class": Setting(
         REPLAYED,
         (kept("highest_loss", 5, loss_share=1.0),),
-        (
-            Bar(
-                "final",
-                "above reservoir",
-                0.0,
-                unit="points",
-                less="one client: reservoir 5 a class",
-            ),
-        ),
+        (below("one client: reservoir 5 a class"),),
         sentences=10,
+    ),
+    "one client, 20 sentences: herding 5 a class": Setting(
+        CHEAPER, (kept("herding", 5),), (final(None),), sentences=20
+    ),
+    "one client, 20 sentences: reservoir 5 a class": Setting(
+        CHEAPER,
+        (kept("reservoir", 20, capacity=750),),
+        (below("one client, 20 sentences: herding 5 a class"),),
+        sentences=20,
+    ),
+    "one client, 20 sentences: highest loss 5 a class": Setting(
+        CHEAPER,
+        (kept("highest_loss", 5, loss_share=1.0),),
+        (below("one client, 20 sentences: reservoir 5 a class"),),
+        sentences=20,
     ),
     "one client: replay 5 + EWC, balanced loss": Setting(
         BALANCED, (kept("herding", 5), STIFF), (near(89.1),), sentences=10

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..core.config import Config, Train
+from ..core.errors import RunError
 from ..core.parts import Continual, Indices, Model, Phase, Strata, added
 from ..core.seeds import derive, generator
 from ..core.values import Records, Vector
@@ -88,7 +89,8 @@ class Asked:
             counted=frozenset(task.counted),
             run=self.run,
             stiffest=_stiffest(self.config.train),
-            answers=self._compared(),
+            # Beside old records a domain also learns how its labels stand to old ones.
+            answers=() if self.continual.replays else self._compared(),
         )
 
     def records(self, memory: Any) -> tuple[Records, Strata, list[bool]]:
@@ -157,6 +159,11 @@ class Asked:
         if over == "seen" or len(task.domain.labels) == 1:
             return ()
         index = {label: i for i, label in enumerate(task.labels)}
+        if unknown := [label for label in task.domain.labels if label not in index]:
+            raise RunError(
+                f"the labels of the server's task must hold those of its domain; {unknown[0]!r} is "
+                "not among them. Install the same version of perennial at both ends."
+            )
         return tuple(index[label] for label in task.domain.labels)
 
 

@@ -126,7 +126,17 @@ def _part(table: Mapping[str, Any], place: str, taken: Sequence[str]) -> _Part:
     if name in taken:
         raise ConfigError([Fault(f"{place}.name", f"{name!r} is there already", "give it once")])
     options = {key: value for key, value in table.items() if key != "name"}
-    return _Part(name, plugins.load("continual", name, options, Continual, place))
+    try:
+        return _Part(name, plugins.load("continual", name, options, Continual, place))
+    except ConfigError as error:
+        raise ConfigError([_moved(fault, place) for fault in error.faults]) from error
+
+
+def _moved(fault: Fault, place: str) -> Fault:
+    """A fault that a method found itself names the table that it has when it stands alone."""
+    table, _, key = fault.place.partition(".")
+    alone = table == "continual" and not fault.place.startswith(f"{_TABLE}.")
+    return replace(fault, place=f"{place}.{key}" if key else place) if alone else fault
 
 
 def _start(parts: Sequence[_Part], phase: Phase) -> Memories:

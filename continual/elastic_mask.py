@@ -84,10 +84,15 @@ def _own(mode: str, **options: Any) -> dict[str, Any]:
     """What is given of the mode's own options, and the defaults of the others."""
     given = {name: value for name, value in options.items() if value is not None}
     if others := [name for name in given if name not in _DEFAULTS[mode]]:
-        remedy = f"leave it out; {mode!r} has {', '.join(_DEFAULTS[mode])}"
         problem = f"does nothing with mode = {mode!r}"
-        raise ConfigError([Fault(f"continual.{name}", problem, remedy) for name in others])
+        raise ConfigError([Fault(f"continual.{n}", problem, _remedy(n, mode)) for n in others])
     return {**_DEFAULTS[mode], **given}
+
+
+def _remedy(name: str, mode: str) -> str:
+    of = next(other for other, options in _DEFAULTS.items() if name in options)
+    own = ", ".join(_DEFAULTS[mode])
+    return f"leave it out, or write mode = {of!r}, whose option it is; {mode!r} has {own}"
 
 
 def _last_layers(layers: int) -> Continual:

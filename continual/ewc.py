@@ -7,8 +7,8 @@ parameters at the end of the last domain. The penalty is strength / 2 * sum F (t
 Departures: its gradient is added after clipping and noise rather than through the loss, because
 under DP-SGD a penalty in the loss changes nothing; F_domain is the mean of the clients' Fishers,
 one secure sum, each client counting 1; the Fisher is of single examples and of labels drawn among
-those that the loss looked at, so that the strength means the same at every batch size and with
-either loss.
+those that the domain was learnt among, so that the strength means the same at every batch size and
+with either loss.
 """
 
 from __future__ import annotations

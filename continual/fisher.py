@@ -15,7 +15,8 @@ requests that were fitted to a loss of 0.009, 0.006 to 9.4 times the exact trace
 
 The prediction is over the labels that the loss looked at. One that compares a domain's own labels
 only never learns how they stand to earlier ones: over all labels the model would seem to lean on
-what it was not taught, and EWC would hold what no domain needs.
+what it was not taught, and EWC would hold what no domain needs. Where old records are replayed it
+does learn that from them, and the prediction is over all labels.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def rows(
     A row holds the sum of the record's expected squared gradient in each tensor over `clip_norm`
     squared, scaled down where they add up to more than 1: none is below 0 and their sum is at
     most 1, so that a row's L2 norm is at most the square root of 2. A row depends on its record,
-    the model and the seed alone. First comes a block of no row, for the width.
+    the model, the seed and `answers`, which are public, alone. First comes a block of no row, for
+    the width.
 
     Args:
         model: left as it was.
@@ -101,7 +103,8 @@ def _squares(
                 # Not `backward`: whatever gradients the parameters hold stay as they are.
                 found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 for name, value in zip(parameters, found, strict=True):
-                    if value is not None:
+                    # A gradient may be infinite, and 0 times it would be no number.
+                    if value is not None and rate != 0.0:
                         total[name] = total.get(name, 0.0) + rate * value.square()
             yield total
 

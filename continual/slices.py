@@ -56,8 +56,8 @@ def method(rank_per_domain: int, head: Literal["frozen", "shared"]) -> Continual
                 f"each domain needs {rank_per_domain} ranks of LoRA of its own; the adapter has "
                 f"{rank}, and {used * rank_per_domain} of them are taken by {used} domains. For "
                 f"another domain, start anew with [model] rank = {(used + 1) * rank_per_domain} or "
-                "more or a lower [continual] rank_per_domain; or go on with mode = 'adapters', or "
-                "with the method 'replay'."
+                "more or a lower [continual] rank_per_domain; or go on with mode = 'adapters', "
+                "without rank_per_domain and head, or with the method 'replay'."
             )
         return {**kept, "rank": np.array(rank, np.int64), "used": np.array(used, np.int64)}, params
 

@@ -119,8 +119,9 @@ def _rank_faults(config: Config, method: Continual, num_domains: int) -> Iterato
             "model.rank",
             f"must be at least {need}: each of {num_domains} domains takes {method.ranks} of the "
             f"adapter's ranks for itself ([continual] mode = 'slices'); got {rank}",
-            f"write rank = {need}, a lower rank_per_domain, or mode = 'adapters', where any number "
-            "of domains has room; what was learnt with other ranks or another mode must begin anew",
+            f"write rank = {need}, a lower rank_per_domain, or mode = 'adapters' without "
+            "rank_per_domain and head, where any number of domains has room; what was learnt with "
+            "other ranks or another mode must begin anew",
         )
 
 

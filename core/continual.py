@@ -82,8 +82,8 @@ class Phase:
         run: of which run, and those that went on from it, the indices are.
         stiffest: largest curvature of a pull that a step can follow: under plain SGD 1 / rate,
             beyond which it would leap over what pulls it; infinite where the optimizer adapts.
-        answers: indices of the labels that the loss of the domain's own records looks at; empty
-            for all.
+        answers: indices of the labels that the domain is learnt among, tuning rounds aside; empty
+            for all, which it is where old records are replayed.
     """
 
     domain: Domain

@@ -79,6 +79,22 @@ def test_rounds_of_the_domain_and_of_the_method_have_a_schedule_each(site, tmp_p
     assert asked.phase(NOTHING, added).answers == own  # what the domain was learnt with, at its end
 
 
+def test_a_domain_learnt_beside_old_records_is_learnt_among_all_labels(tmp_path):
+    asked = asked_in(Site(f'{TEXT}[train]\nloss_over = "domain"\n', {}), tmp_path, 0)
+    replaying = replace(asked, continual=replace(asked.continual, replays=True))
+    assert replaying.answers() == asked.answers() != ()  # of its new records
+    assert asked.phase(NOTHING, added).answers == asked.answers()
+    assert replaying.phase(NOTHING, added).answers == ()
+
+
+def test_a_task_whose_domain_has_a_label_that_no_head_has_is_refused(site, tmp_path):
+    asked = asked_in(site, tmp_path, 0)
+    domain = replace(asked.task.domain, labels=(*asked.task.domain.labels, "nonesuch"))
+    broken = replace(asked, task=replace(asked.task, domain=domain))
+    with pytest.raises(RunError, match="'nonesuch' is not among them"):
+        broken.answers()
+
+
 def with_ratio(asked, ratio):
     table = asked.config.train.model_copy(update={"replay_ratio": ratio})
     return replace(asked, config=asked.config.model_copy(update={"train": table}))

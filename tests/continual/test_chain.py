@@ -266,6 +266,8 @@ def test_every_fault_names_its_place():
         {"name": "none"},
         {"name": "none"},
         {"name": 3},
+        {"name": "elastic_mask", "mode": "slices", "layers": 2},
+        {"name": "analytic_head", "form": "means", "regulariser": 3.0},
     )
     assert [fault.split("]")[0] for fault in found] == [
         "[continual.methods.0.strengh",
@@ -276,6 +278,8 @@ def test_every_fault_names_its_place():
         "[continual.methods.5.decay",
         "[continual.methods.7.name",
         "[continual.methods.8.name",
+        "[continual.methods.9.layers",
+        "[continual.methods.10.regulariser",
     ]
     assert "strength" in found[0]
     assert "holds no chain" in found[2]

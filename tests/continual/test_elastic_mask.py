@@ -210,6 +210,7 @@ def test_options_of_another_mode_are_refused(mode, foreign):
     for name in foreign:
         assert f"continual.{name}" in message
     assert f"does nothing with mode = '{mode}'" in message
+    assert "whose option it is" in message
     elastic_mask.build(mode=mode)
 
 

@@ -95,6 +95,16 @@ def test_a_private_fisher_is_of_those_labels_too(model, requests_):
     assert np.allclose(found, wanted, rtol=0.2)
     every = 1e6 * np.concatenate(list(fisher.rows(model, records, 1e3, 1))).mean(0)[:-1]
     assert not np.allclose(every, wanted, rtol=0.2)
+    finish = ewc.build(clip_norm=1e3).finish
+    private = phase(model, private=True, answers=(0, 2))
+    kept = model.manifest.unpack(finish(None, records, model, private))
+    assert np.allclose([view.sum() for view in kept.values()], wanted, rtol=0.2)
+
+
+def test_a_label_that_is_never_drawn_spoils_no_fisher(model, requests_):
+    draws = np.random.default_rng(0)
+    model.load(draws.normal(scale=1e4, size=model.manifest.size).astype(np.float32))
+    assert np.isfinite(fisher.diagonal(model, requests_, 60, 1)).all()
 
 
 def test_a_sure_model_has_its_fisher_too(model, requests_):
