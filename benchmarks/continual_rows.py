@@ -263,8 +263,8 @@ REPLAYED = {**SEEN, "train": {**SEEN["train"], "replay_ratio": 1.0}}
 CHEAPER = {**SEEN, "model": {"layers": 1}, "train": {**SEEN["train"], "epochs": 10}}
 # A loss that allows for how many records of each label there are.
 BALANCED = {**SEEN, "train": {**SEEN["train"], "balanced": True}}
-# As many epochs, in rounds of one, so that a fine-tune is two epochs and not twenty.
-TUNED = {"train": {**BALANCED["train"], "epochs": 1}, "round": {"rounds": 20}}
+# Without it the fine-tune forgets more than it wins: the memory's own records are known by heart.
+HELD = {**STIFF, "while_tuning": True}
 
 
 def kept(policy: str, number: int, tune: int = 0, **options: Any) -> dict[str, Any]:
@@ -322,7 +322,7 @@ FACTS: dict[str, Setting] = {
         BALANCED, (kept("herding", 5), STIFF), (near(89.1),), sentences=10
     ),
     "one client: replay 5 + EWC, balanced loss and fine-tune": Setting(
-        {**BALANCED, **TUNED}, (kept("herding", 5, 2), STIFF), (near(89.1),), sentences=10
+        BALANCED, (kept("herding", 5, 1), HELD), (near(89.1),), sentences=10
     ),
     **{
         f"one client, {sentences} sentences: {words}": Setting(

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration  # a process of its own
+
 TEXT = '[run]\nname = "full"\n[data]\nname = "sample"\n[model]\nname = "tiny"\n'
 
 

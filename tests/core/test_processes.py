@@ -16,6 +16,8 @@ from perennial.core.errors import RunError
 from perennial.core.processes import DOWN, STARTING, UP, Program, Watch
 from perennial.core.status import showing
 
+pytestmark = pytest.mark.integration  # programs that start, hang and die
+
 SLEEP = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
 
 

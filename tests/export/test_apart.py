@@ -9,6 +9,8 @@ from perennial.core.errors import DataError, ModelError
 from perennial.export import apart, merge
 from perennial.export.exporting import held_out
 
+pytestmark = pytest.mark.integration  # a whole export
+
 
 def write(held, folder, found, labels, target):
     identity = found.model.identity()

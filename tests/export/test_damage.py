@@ -26,6 +26,8 @@ from perennial.privacy import signing
 from perennial.server import releases
 from perennial.server.releases import Signer
 
+pytestmark = pytest.mark.integration  # whole exports, and processes that are killed
+
 NAMES = ("a", "b\tc", "é")
 
 

@@ -17,6 +17,8 @@ CODE = """
 import sys
 from flwr.supercore import sql_mixin
 from perennial.server.superlink import patient
+
+pytestmark = pytest.mark.integration  # databases that wait
 if sys.argv[2] == "patient":
     patient()
 class Store(sql_mixin.SqlMixin):
