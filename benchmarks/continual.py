@@ -185,6 +185,7 @@ def barred(results: Mapping[tuple[str, int, float], Mapping[str, Any]]) -> list[
                     at = f", alpha {alpha:g}" if alpha else ""
                     title = f"{name}{at}: {bar.words}"
                     mean = statistics.fmean(values)
+                    mean = abs(mean) if bar.absolute else mean
                     rows.append(Row(title, mean, bar.unit, bar.bar, bar.at_least))
     return rows
 

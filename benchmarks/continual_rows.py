@@ -24,7 +24,8 @@ class Bar:
         at_least: whether it is the smallest figure that will do.
         unit: of both.
         less: row whose figure, at the same seed and alpha, is taken off first; empty for none.
-        absolute: whether the distance from that row, or from `around`, counts, whatever its sign.
+        absolute: whether the distance counts, whatever its sign: each run's own from that row, or
+            that of the mean over the seeds from `around`.
         around: taken off first.
     """
 
@@ -52,7 +53,7 @@ class Bar:
             if not others:
                 return None
             value -= others[0]
-        return abs(value) if self.absolute else float(value)
+        return abs(value) if self.absolute and self.less else float(value)
 
 
 @dataclass(frozen=True)
