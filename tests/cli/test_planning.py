@@ -370,6 +370,7 @@ def test_what_each_client_brings_itself_is_left_to_it():
         against_data(check.read(settle(override(text, ['shards.split="iid"']))[0]))
 
 
+@pytest.mark.integration
 def test_the_data_is_checked_without_heavy_libraries():
     text = override(EXAMPLE, ["privacy.noise_multiplier=9.0", "privacy.sample_rate=0.25"])
     text = override(text, ['round.weight="uniform"'])

@@ -50,6 +50,7 @@ def test_a_message_that_never_comes_whole_is_given_up(monkeypatch):
     assert node.asked > 5
 
 
+@pytest.mark.integration
 def test_a_message_that_comes_late_is_waited_for_while_it_comes(monkeypatch):
     monkeypatch.setattr(worker, "_STALLED_S", 0.6)
     names = [f"{number}" for number in range(8)]

@@ -255,6 +255,7 @@ def test_a_full_disk_is_waited_for(home, tmp_path, monkeypatch):
     assert len(tries) == 3
 
 
+@pytest.mark.integration
 def test_a_deadline_passes_and_the_next_try_succeeds(home, tmp_path, monkeypatch):
     real, tries = serve.Holder.open, []
 
@@ -295,6 +296,7 @@ def test_a_request_does_not_wait_for_its_turn_for_ever(home, tmp_path, monkeypat
         first.join()
 
 
+@pytest.mark.integration
 def test_more_servers_than_are_let_in_at_once_all_get_their_sums(home, tmp_path, monkeypatch):
     real, done = serve.Holder.open, []
     monkeypatch.setattr(serve.Holder, "open", lambda *asked: time.sleep(0.05) or real(*asked))
@@ -315,6 +317,7 @@ def test_more_servers_than_are_let_in_at_once_all_get_their_sums(home, tmp_path,
     assert events(tmp_path / "audit.jsonl").count("opened") == 16
 
 
+@pytest.mark.integration
 def test_an_absent_holder_is_waited_for_and_the_cause_told_once(home, caplog):
     address = free_address()
     start = time.monotonic()

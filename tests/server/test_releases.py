@@ -206,6 +206,7 @@ while True:
 """
 
 
+@pytest.mark.integration
 def test_a_process_killed_at_any_moment_leaves_only_whole_releases(home, key, trusted):
     for wait in (0.0, 0.011, 0.023, 0.037):
         process = subprocess.Popen([sys.executable, "-c", CUTTING, home])

@@ -12,13 +12,13 @@ import sqlalchemy
 
 from perennial.server.superlink import Turns, opened, seldom
 
+pytestmark = pytest.mark.integration  # databases that wait
+
 # In a process of its own: what is replaced stays replaced.
 CODE = """
 import sys
 from flwr.supercore import sql_mixin
 from perennial.server.superlink import patient
-
-pytestmark = pytest.mark.integration  # databases that wait
 if sys.argv[2] == "patient":
     patient()
 class Store(sql_mixin.SqlMixin):
